@@ -1,0 +1,243 @@
+"""The scalar worlds: what the specification computes with.
+
+Lean's specification is polymorphic in its scalars, and so is this one. The same functions run on
+
+- `float32`, `float64`, `longdouble`: floating point; the result has the input's type;
+- `complex128` (`clongdouble`): the complex step. With x + i h v and h = 1e-100, Im f(x + i h v) / h
+  is the derivative of f at x along v, to full precision, with no step size to choose;
+- `object` arrays of `flint.arb`: the real numbers, as balls (a midpoint and a radius) of any
+  precision. The result encloses the true value, so rounding error is bounded, not estimated.
+
+The worlds differ only in how they order numbers and write constants, and this is the only file that
+knows. Complex numbers are ordered by their real part and never conjugated. A comparison that balls
+leave undecided widens the result; it never guesses. Exponentials, roots and products are NumPy's
+own ufuncs, which call the elements' methods on object arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vitspec.typing import Array
+
+EPSILON = "1e-6"
+"""Lean's `Numbers.epsilon`, in decimal, so that each world takes its own nearest value."""
+
+_OBJECT = np.dtype(object)
+
+
+def scalar(value: int | str, dtype: np.dtype) -> Any:
+    """An integer or a decimal as an element of the world of `dtype`.
+
+    A float takes the nearest value, a ball encloses the decimal, so "1e-6" is Lean's epsilon
+    in every world.
+    """
+    if dtype == _OBJECT:
+        return _arb()(value)
+    if np.issubdtype(dtype, np.complexfloating):
+        return dtype.type(np.longdouble(value))
+    return dtype.type(value)
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """An array of zeros of the world of `dtype` (a new ball each, in the real world)."""
+    return np.full(shape, scalar(0, dtype), dtype)
+
+
+def ones(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """An array of ones of the world of `dtype`."""
+    return np.full(shape, scalar(1, dtype), dtype)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """The matrix product a @ b, summed in the world of its arguments."""
+    if a.dtype == _OBJECT and a.shape[-1] == 0:  # NumPy's empty sum of objects is the integer 0
+        return zeros((a @ b).shape, a.dtype)
+    return np.matmul(a, b)
+
+
+def total(x: Array, axis: int, keepdims: bool = False) -> Array:
+    """The sum of x along an axis."""
+    result = np.sum(x, axis=axis, keepdims=keepdims)
+    if x.dtype == _OBJECT and x.shape[axis] == 0:  # as in `matmul`
+        return zeros(result.shape, x.dtype)
+    return result
+
+
+def mean(x: Array, axis: int, keepdims: bool = False) -> Array:
+    """The sum of x along an axis, then one division by the number of entries."""
+    return total(x, axis, keepdims) / x.shape[axis]
+
+
+def row_max(x: Array, where: Array | None = None) -> Array:
+    """The largest entry of each row (last axis kept with size 1), ordered by the real part.
+
+    Args:
+        x: shape (..., n), n > 0.
+        where: which entries count, shape broadcastable to x's; a row where none does gives 0.
+    """
+    if where is not None:
+        return _row_max_where(x, np.broadcast_to(where, x.shape))
+    if x.dtype == _OBJECT:
+        return np.frompyfunc(_ball_max, 2, 1).reduce(x, axis=-1, keepdims=True)
+    if np.iscomplexobj(x):
+        return np.take_along_axis(x, x.real.argmax(axis=-1, keepdims=True), axis=-1)
+    return x.max(axis=-1, keepdims=True)
+
+
+def _row_max_where(x: Array, where: Array) -> Array:
+    allowed = where.any(axis=-1, keepdims=True)
+    # Replace what does not count by an entry of the row that does, then take the plain maximum.
+    first = np.take_along_axis(x, where.argmax(axis=-1, keepdims=True), axis=-1)
+    return np.where(allowed, row_max(np.where(where, x, first)), zeros((), x.dtype))
+
+
+def maximum_with_zero(x: Array) -> Array:
+    """max(x, 0), by the real part; NaN stays NaN. A ball that contains 0 gives an enclosure."""
+    if x.dtype == _OBJECT:
+        return np.frompyfunc(lambda ball: _ball_max(ball, _arb()(0)), 1, 1)(x)
+    if np.iscomplexobj(x):
+        return np.where(x.real <= 0, x.dtype.type(0), x)
+    return np.maximum(x, x.dtype.type(0))
+
+
+def is_positive(x: Array) -> Array:
+    """1 where x > 0, else 0, by the real part; a ball that contains 0 and more gives [0, 1]."""
+    if x.dtype == _OBJECT:
+        return np.frompyfunc(_ball_is_positive, 1, 1)(x)
+    return (x.real > 0).astype(x.dtype)
+
+
+def all_finite(x: Array) -> bool:
+    """Whether no entry is infinite, undefined, or a ball without bounds."""
+    if x.dtype == _OBJECT:
+        return all(ball.is_finite() for ball in x.flat)
+    return bool(np.isfinite(x).all())
+
+
+def complex_step_derivative(f: Callable[[Any], Array], x: Any, v: Any) -> Array:
+    """The derivative of f at x along v by the complex step, to full precision.
+
+    Args:
+        f: a function of one array or record, made of the specification's functions.
+        x: where; an array or a record of float32, float64 or longdouble.
+        v: along what; the same structure, shapes and scalar type as x.
+
+    Returns:
+        Im f(x + i h v) / h with h = 1e-100: the shape of f(x); float64, or longdouble for
+        longdouble.
+
+    >>> complex_step_derivative(np.exp, np.array([0.0]), np.array([2.0]))
+    array([2.])
+    """
+    dtype = np.clongdouble if x.dtype == np.longdouble else np.complex128
+    step = dtype(1e-100)
+    shifted = _combine(x.astype(dtype), v.astype(dtype), lambda a, b: a + 1j * step * b)
+    return np.imag(f(shifted)) / step.real
+
+
+def _combine(x: Any, v: Any, f: Callable[[Array, Array], Array]) -> Any:
+    return x.map(f, v) if hasattr(x, "map") else f(x, v)
+
+
+# ---- the real numbers, as balls ----------------------------------------------------------------
+
+
+def to_reals(x: Any, bits: int = 128) -> Any:
+    """The same numbers, exactly, as real balls of radius 0.
+
+    python-flint computes at one working precision; it is raised to `bits` if it is lower.
+
+    Args:
+        x: an array or a record of floats.
+        bits: the precision to compute with, at least 64.
+
+    Returns:
+        x with each array replaced by an `object` array of `flint.arb`.
+
+    Raises:
+        ImportError: python-flint is missing (extra `reals`).
+        ValueError: `bits` is below 64, or x is not of real floats.
+    """
+    arb = _arb()
+    import flint
+
+    if bits < 64:
+        raise ValueError(f"bits must be at least 64, to hold every float exactly; got {bits}")
+    flint.ctx.prec = max(flint.ctx.prec, bits)
+
+    def exact(value: Any) -> Any:
+        high = float(value)
+        return arb(high) + arb(float(value - value.dtype.type(high)))
+
+    def convert(array: Array) -> Array:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"to_reals converts float arrays, got {array.dtype}")
+        return np.frompyfunc(exact, 1, 1)(array[...]) if array.size else array.astype(object)
+
+    return x.map(convert) if hasattr(x, "map") else convert(x)
+
+
+def from_reals(x: Any, dtype: Any = np.float64) -> Any:
+    """The midpoints of real balls, rounded to a float type; the way back from `to_reals`.
+
+    Args:
+        x: an `object` array of balls, or a record of them.
+        dtype: float32, float64 or longdouble.
+    """
+    target = np.dtype(dtype)
+
+    def nearest(ball: Any) -> Any:
+        high = float(ball.mid())
+        low = float((ball - _arb()(high)).mid()) if np.isfinite(high) else 0.0
+        return target.type(high) + target.type(low) if target == np.longdouble else high
+
+    def convert(array: Array) -> Array:
+        return np.array([nearest(b) for b in array.flat], target).reshape(array.shape)
+
+    return x.map(convert) if hasattr(x, "map") else convert(x)
+
+
+def radius(x: Array) -> Array:
+    """Upper bounds of the balls' radii, float64, the shape of x."""
+    return np.array([float(ball.rad().upper()) for ball in x.flat]).reshape(x.shape)
+
+
+def encloses(balls: Array, values: Array) -> Array:
+    """Where each ball contains the float beside it; Boolean, the shape of both."""
+    pairs = zip(balls.flat, to_reals(values).flat, strict=True)
+    return np.array([bool(ball.contains(value)) for ball, value in pairs]).reshape(balls.shape)
+
+
+def distance_bound(balls: Array, values: Array) -> Array:
+    """Rigorous upper bounds of |value - true value|, float64, the shape of both.
+
+    The true value is anywhere in its ball, so the bound is the distance to its far end.
+    """
+    pairs = zip(balls.flat, to_reals(values).flat, strict=True)
+    bounds = [float((value - ball).abs_upper()) * (1 + 2**-50) for ball, value in pairs]
+    return np.array(bounds).reshape(balls.shape)
+
+
+def _ball_max(a: Any, b: Any) -> Any:
+    return a.max(b)
+
+
+def _ball_is_positive(ball: Any) -> Any:
+    arb = _arb()
+    if ball > 0:
+        return arb(1)
+    return arb(0) if ball <= 0 else arb(0.5, 0.5)
+
+
+def _arb() -> Any:
+    try:
+        from flint import arb
+    except ImportError as error:
+        raise ImportError(
+            "real balls need the extra 'reals': python -m pip install 'vitspec[reals]'"
+        ) from error
+    return arb
