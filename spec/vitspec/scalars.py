@@ -169,14 +169,14 @@ def to_reals(x: Any, bits: int = 128) -> Any:
         raise ValueError(f"bits must be at least 64, to hold every float exactly; got {bits}")
     flint.ctx.prec = max(flint.ctx.prec, bits)
 
-    def exact(value: Any) -> Any:
-        high = float(value)
-        return arb(high) + arb(float(value - value.dtype.type(high)))
-
     def convert(array: Array) -> Array:
         if not np.issubdtype(array.dtype, np.floating):
             raise ValueError(f"to_reals converts float arrays, got {array.dtype}")
-        return np.frompyfunc(exact, 1, 1)(array[...]) if array.size else array.astype(object)
+        # A longdouble does not fit into one Python float, but into the sum of two.
+        high = array.astype(np.float64)
+        low = np.where(np.isfinite(array), array - high, 0).astype(np.float64)
+        balls = [arb(h) + arb(rest) for h, rest in zip(high.flat, low.flat, strict=True)]
+        return np.array(balls, dtype=object).reshape(array.shape)
 
     return x.map(convert) if hasattr(x, "map") else convert(x)
 

@@ -1,0 +1,1 @@
+"""The models, made of the layers."""

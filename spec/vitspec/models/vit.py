@@ -1,0 +1,378 @@
+"""The two Vision Transformers of TorchLean: `ViTSpec` (mean pooling) and `ViTClsSpec` (CLS token).
+
+    patches  = conv2d(patch_embed, image)            (D, out_h, out_w)
+    tokens   = the grid's positions as rows          (T, D), T = out_h * out_w, row-major
+    sequence = tokens                    | cls_token above tokens        (n, D), n = T | T + 1
+    encoded  = encoder(sequence + pos)
+    pooled   = mean of the rows          | row 0                         (D,)
+    logits   = W pooled + b              (K,)
+
+No batch axis, no mask, no dropout, no final normalisation. The mean needs at least one token (rule
+`h_tok`); the CLS model works without any. Both need at least one channel (rule `h_inC`).
+
+Lean: `ViTSpec`, `ViTGrads`, `ViTClsSpec`, `ViTClsGrads` and `.forward`, `.backward`
+(`Models/Vit.lean`). The JVPs have no counterpart in Lean.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from vitspec import geometry
+from vitspec.config import ViTConfig
+from vitspec.errors import InvalidParameters
+from vitspec.layers.conv2d import Conv2DSpec, conv2d, conv2d_backward, conv2d_jvp
+from vitspec.layers.linear import LinearSpec, linear, linear_backward, linear_jvp
+from vitspec.layers.positional_encoding import (
+    PositionalEncodingSpec,
+    add_positional_encoding,
+    add_positional_encoding_backward,
+    add_positional_encoding_jvp,
+)
+from vitspec.models.parameters import (
+    build_encoder,
+    check_model,
+    parameter_shapes,
+    random_parameters,
+)
+from vitspec.models.tokens import (
+    cls_pool,
+    cls_pool_backward,
+    grid_to_tokens,
+    mean_pool,
+    mean_pool_backward,
+    prepend_cls,
+    prepend_cls_backward,
+    tokens_to_grid,
+)
+from vitspec.models.transformer import (
+    EncoderLayerTrace,
+    TransformerEncoder,
+    TransformerEncoderLayerGrads,
+    encoder_backward,
+    encoder_jvp,
+    encoder_trace,
+)
+from vitspec.records import Record, check_array, check_flat, named, record
+from vitspec.typing import Array, Scalar
+
+
+@dataclass(frozen=True)
+class ViTTrace:
+    """What a model computed: encoder input (n, D), layers, encoder output, pooled, logits."""
+
+    embedded: Array
+    layers: tuple[EncoderLayerTrace, ...]
+    encoded: Array
+    pooled: Array
+    logits: Array
+
+
+class _VisionTransformer(Record):
+    """Forward, backward and JVP of both models, which differ in four linear maps.
+
+    `_sequence` makes the encoder's sequence from the tokens and `_pool` one row from its output;
+    `_sequence_backward` and `_pool_backward` are their adjoints.
+    """
+
+    has_cls_token: ClassVar[bool]
+    grads_type: ClassVar[type[Any]]
+
+    config: ViTConfig
+    in_channels: int
+    height: int
+    width: int
+    patch_embed: Conv2DSpec
+    pos_enc: PositionalEncodingSpec
+    encoder: TransformerEncoder
+    head: LinearSpec
+
+    def __post_init__(self) -> None:
+        """Check that the configuration is well-formed and that the parameters fit it."""
+        super().__post_init__()
+        c, size = self.config, (self.in_channels, self.height, self.width)
+        check_model(c, *size, cls=self.has_cls_token)
+        layers = self.encoder.layers  # as in Lean, only the list counts, not config.num_layers
+        shapes = parameter_shapes(c, *size, cls=self.has_cls_token, num_layers=len(layers))
+        check_flat(self.to_flat(), shapes, type(self).__name__)
+        static = {
+            "patch_embed.stride": (self.patch_embed.stride, c.stride),
+            "patch_embed.padding": (self.patch_embed.padding, c.padding),
+        } | {
+            f"encoder.layers.{i}.mha.head_count": (layer.mha.head_count, c.head_count)
+            for i, layer in enumerate(layers)
+        }
+        wrong = [
+            f"{n}: expected {want}, got {got}" for n, (got, want) in static.items() if got != want
+        ]
+        if wrong:
+            raise InvalidParameters(type(self).__name__, wrong)
+
+    @classmethod
+    def init(
+        cls,
+        config: ViTConfig,
+        *,
+        in_channels: int,
+        height: int,
+        width: int,
+        rng: np.random.Generator,
+        dtype: Any = np.float64,
+    ) -> Self:
+        """A model with fresh random parameters, in which nothing is zero or alike.
+
+        Raises:
+            NotWellFormed: the configuration breaks a rule, or the image has no channel or (for mean
+                pooling) no patch.
+        """
+        check_model(config, in_channels, height, width, cls=cls.has_cls_token)
+        shapes = parameter_shapes(config, in_channels, height, width, cls=cls.has_cls_token)
+        flat = random_parameters(shapes, rng, np.dtype(dtype))
+        return cls.from_flat(config, flat, in_channels=in_channels, height=height, width=width)
+
+    @classmethod
+    def from_flat(
+        cls,
+        config: ViTConfig,
+        flat: Mapping[str, Array],
+        *,
+        in_channels: int,
+        height: int,
+        width: int,
+    ) -> Self:
+        """The model with these parameters, by flat name; the arrays are not copied.
+
+        Raises:
+            NotWellFormed: as `init`.
+            InvalidParameters: names are missing or unexpected, shapes are wrong or scalar types are
+                mixed; all of it is listed.
+        """
+        check_model(config, in_channels, height, width, cls=cls.has_cls_token)
+        shapes = parameter_shapes(config, in_channels, height, width, cls=cls.has_cls_token)
+        check_flat(flat, shapes, f"The parameters of {cls.__name__}")
+        own = {"cls_token": flat["cls_token"]} if cls.has_cls_token else {}
+        return cls(
+            config=config,
+            in_channels=in_channels,
+            height=height,
+            width=width,
+            patch_embed=Conv2DSpec(
+                stride=config.stride,
+                padding=config.padding,
+                kernel=flat["patch_embed.kernel"],
+                bias=flat["patch_embed.bias"],
+            ),
+            pos_enc=PositionalEncodingSpec(pos=flat["pos_enc.pos"]),
+            encoder=build_encoder(config, flat),
+            head=LinearSpec(weights=flat["head.weights"], bias=flat["head.bias"]),
+            **own,
+        )
+
+    def forward(self, image: Scalar[Array, "C H W"]) -> Scalar[Array, K]:
+        """The logits of one image.
+
+        Args:
+            image: channels first, of the model's size and scalar type, finite.
+
+        Raises:
+            InvalidArray: the image is not.
+        """
+        return self.trace(image).logits
+
+    def trace(self, image: Scalar[Array, "C H W"]) -> ViTTrace:
+        """The forward, with every intermediate value."""
+        self._check_image("image", image)
+        tokens = grid_to_tokens(conv2d(self.patch_embed, image))
+        embedded = add_positional_encoding(self.pos_enc, self._sequence(tokens))
+        layers = encoder_trace(self.encoder, embedded)
+        encoded = layers[-1].output if layers else embedded
+        pooled = self._pool(encoded)
+        return ViTTrace(embedded, layers, encoded, pooled, logits=linear(self.head, pooled))
+
+    def backward(
+        self, image: Scalar[Array, "C H W"], d_logits: Scalar[Array, K]
+    ) -> tuple[Any, Scalar[Array, "C H W"]]:
+        """The cotangents of all parameters (`ViTGrads`, `ViTClsGrads`) and of the image.
+
+        Args:
+            image: as in `forward`.
+            d_logits: the cotangent of the logits.
+
+        Raises:
+            InvalidArray: an array is not of the model's size and scalar type, or not finite.
+        """
+        self._check_image("image", image)
+        K = self.config.num_classes
+        check_array("d_logits", d_logits, (K,), "classes", self.dtype)
+        t = self.trace(image)
+        head_grads, d_pooled = linear_backward(self.head, t.pooled, d_logits)
+        d_encoded = self._pool_backward(d_pooled, n=t.encoded.shape[0])
+        d_encoder, d_embedded = encoder_backward(self.encoder, t.embedded, d_encoded, t.layers)
+        d_pos, d_sequence = add_positional_encoding_backward(self.pos_enc, d_embedded)
+        own, d_tokens = self._sequence_backward(d_sequence)
+        d_patches = tokens_to_grid(
+            d_tokens, *geometry.patch_grid(self.config, self.height, self.width)
+        )
+        patch_grads, d_image = conv2d_backward(self.patch_embed, image, d_patches)
+        grads = self.grads_type(
+            d_patch_kernel=patch_grads.d_kernel,
+            d_patch_bias=patch_grads.d_bias,
+            d_pos=d_pos,
+            d_encoder=d_encoder,
+            d_head_w=head_grads.d_weights,
+            d_head_b=head_grads.d_bias,
+            **own,
+        )
+        return grads, d_image
+
+    def jvp(
+        self, image: Scalar[Array, "C H W"], tangent: Self, d_image: Scalar[Array, "C H W"]
+    ) -> Scalar[Array, K]:
+        """The tangent of the logits along the parameters' `tangent` and d_image.
+
+        Args:
+            image: as in `forward`.
+            tangent: a model of the same configuration, whose arrays are the direction.
+            d_image: the direction of the image.
+
+        Raises:
+            InvalidArray: an array is not of the model's size and scalar type, or not finite.
+            InvalidParameters: the tangent is of another model.
+        """
+        self._check_image("d_image", d_image)
+        self._check_tangent(tangent)
+        t = self.trace(image)
+        d_patches = conv2d_jvp(self.patch_embed, image, tangent.patch_embed, d_image)
+        # Making the sequence is linear in the tokens and its own parameters together.
+        d_sequence = tangent._sequence(grid_to_tokens(d_patches))
+        d_embedded = add_positional_encoding_jvp(self.pos_enc, tangent.pos_enc, d_sequence)
+        d_encoded = encoder_jvp(self.encoder, t.embedded, tangent.encoder, d_embedded, t.layers)
+        return linear_jvp(self.head, t.pooled, tangent.head, self._pool(d_encoded))
+
+    def _check_image(self, name: str, image: Any) -> None:
+        shape = (self.in_channels, self.height, self.width)
+        check_array(name, image, shape, "channels, height, width", self.dtype)
+
+    def _check_tangent(self, tangent: Any) -> None:
+        if type(tangent) is not type(self):
+            problem = f"expected a {type(self).__name__}, got {type(tangent).__name__}"
+            raise InvalidParameters("The tangent's parameters", [problem])
+        shapes = {name: leaf.shape for name, leaf in self.to_flat().items()}
+        check_flat(tangent.to_flat(), shapes, "The tangent's parameters")
+        if tangent.dtype != self.dtype:
+            problem = f"expected scalar type {self.dtype}, got {tangent.dtype}"
+            raise InvalidParameters("The tangent's parameters", [problem])
+
+    @abstractmethod
+    def _sequence(self, tokens: Array) -> Array: ...
+
+    @abstractmethod
+    def _sequence_backward(self, d_sequence: Array) -> tuple[dict[str, Array], Array]: ...
+
+    @abstractmethod
+    def _pool(self, encoded: Array) -> Array: ...
+
+    @abstractmethod
+    def _pool_backward(self, d_pooled: Array, n: int) -> Array: ...
+
+
+@record
+class ViTGrads(Record):
+    """Cotangents of the parameters of `ViTSpec`; `d_encoder` is in the order of the layers."""
+
+    d_patch_kernel: Scalar[Array, "D C ph pw"] = named("patch_embed.kernel")
+    d_patch_bias: Scalar[Array, D] = named("patch_embed.bias")
+    d_pos: Scalar[Array, "T D"] = named("pos_enc.pos")
+    d_encoder: tuple[TransformerEncoderLayerGrads, ...] = named("encoder.layers")
+    d_head_w: Scalar[Array, "K D"] = named("head.weights")
+    d_head_b: Scalar[Array, K] = named("head.bias")
+
+
+@record
+class ViTSpec(_VisionTransformer):
+    """The ViT whose logits come from the mean of the encoded tokens.
+
+    >>> config = ViTConfig(patch_h=2, patch_w=3, stride=2, embed_dim=8, hidden_dim=12, head_count=2,
+    ...                    num_layers=2, num_classes=5)
+    >>> rng = np.random.default_rng(0)
+    >>> model = ViTSpec.init(config, in_channels=3, height=6, width=7, rng=rng)
+    >>> image, d_logits = rng.standard_normal((3, 6, 7)), rng.standard_normal(5)
+    >>> model.forward(image).shape
+    (5,)
+    >>> grads, d_image = model.backward(image, d_logits)
+    >>> grads.to_flat().keys() == model.to_flat().keys(), d_image.shape
+    (True, (3, 6, 7))
+    """
+
+    has_cls_token = False
+    grads_type = ViTGrads
+
+    config: ViTConfig
+    in_channels: int
+    height: int
+    width: int
+    patch_embed: Conv2DSpec
+    pos_enc: PositionalEncodingSpec
+    encoder: TransformerEncoder
+    head: LinearSpec
+
+    def _sequence(self, tokens: Array) -> Array:
+        return tokens
+
+    def _sequence_backward(self, d_sequence: Array) -> tuple[dict[str, Array], Array]:
+        return {}, d_sequence
+
+    def _pool(self, encoded: Array) -> Array:
+        return mean_pool(encoded)
+
+    def _pool_backward(self, d_pooled: Array, n: int) -> Array:
+        return mean_pool_backward(d_pooled, n)
+
+
+@record
+class ViTClsGrads(Record):
+    """Cotangents of the parameters of `ViTClsSpec`; `d_encoder` is in the order of the layers."""
+
+    d_patch_kernel: Scalar[Array, "D C ph pw"] = named("patch_embed.kernel")
+    d_patch_bias: Scalar[Array, D] = named("patch_embed.bias")
+    d_cls_token: Scalar[Array, D] = named("cls_token")
+    d_pos: Scalar[Array, "n D"] = named("pos_enc.pos")
+    d_encoder: tuple[TransformerEncoderLayerGrads, ...] = named("encoder.layers")
+    d_head_w: Scalar[Array, "K D"] = named("head.weights")
+    d_head_b: Scalar[Array, K] = named("head.bias")
+
+
+@record
+class ViTClsSpec(_VisionTransformer):
+    """The ViT whose logits come from a learned CLS token, prepended to the tokens as row 0."""
+
+    has_cls_token = True
+    grads_type = ViTClsGrads
+
+    config: ViTConfig
+    in_channels: int
+    height: int
+    width: int
+    patch_embed: Conv2DSpec
+    cls_token: Scalar[Array, D]
+    pos_enc: PositionalEncodingSpec
+    encoder: TransformerEncoder
+    head: LinearSpec
+
+    def _sequence(self, tokens: Array) -> Array:
+        return prepend_cls(self.cls_token, tokens)
+
+    def _sequence_backward(self, d_sequence: Array) -> tuple[dict[str, Array], Array]:
+        d_cls_token, d_tokens = prepend_cls_backward(d_sequence)
+        return {"d_cls_token": d_cls_token}, d_tokens
+
+    def _pool(self, encoded: Array) -> Array:
+        return cls_pool(encoded)
+
+    def _pool_backward(self, d_pooled: Array, n: int) -> Array:
+        return cls_pool_backward(d_pooled, n)
