@@ -50,7 +50,8 @@ def softmax(x: Scalar[Array, "*rows n"]) -> Scalar[Array, "*rows n"]:
     """Softmax over the last axis, shifted by the row's maximum; an empty row stays empty."""
     if x.shape[-1] == 0:
         return x
-    weights = np.exp(x - scalars.row_max(x))
+    shifted = x - scalars.row_max(x)
+    weights = np.exp(shifted, out=shifted)  # in place: the array is this function's own
     weights /= scalars.total(weights, axis=-1, keepdims=True)
     return weights
 
@@ -83,7 +84,9 @@ def softmax_backward_from_weights(
     same derivative: a blocked weight is 0.
     """
     row_dots = scalars.total(d_weights * weights, axis=-1, keepdims=True)
-    return (d_weights - row_dots) * weights
+    d_scores = d_weights - row_dots
+    d_scores *= weights
+    return d_scores
 
 
 @typed

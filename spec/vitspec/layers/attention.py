@@ -69,7 +69,8 @@ def attention_weights(
             f"attention needs at least one query and one key, got {q.shape[-2]} and {k.shape[-2]}"
         )
     scale = 1 / attention_scale_denom(q.shape[-1], q.dtype)
-    scores = matmul(q, k.swapaxes(-1, -2)) * scale
+    scores = matmul(q, k.swapaxes(-1, -2))
+    scores *= scale  # in place: the array is this function's own
     return softmax(scores) if mask is None else hard_masked_softmax(scores, mask)
 
 
@@ -99,7 +100,8 @@ def scaled_dot_product_attention_backward(
     weights = attention_weights(q, k, mask) if weights is None else weights
     scale = 1 / attention_scale_denom(q.shape[-1], q.dtype)
     d_weights = matmul(d_out, v.swapaxes(-1, -2))
-    d_scores = softmax_backward_from_weights(weights, d_weights) * scale
+    d_scores = softmax_backward_from_weights(weights, d_weights)
+    d_scores *= scale
     d_v = matmul(weights.swapaxes(-1, -2), d_out)
     return matmul(d_scores, k), matmul(d_scores.swapaxes(-1, -2), q), d_v
 

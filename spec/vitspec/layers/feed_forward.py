@@ -55,7 +55,8 @@ def feed_forward(ffn: FeedForward, x: Scalar[Array, "n D"]) -> Scalar[Array, "n 
 @typed
 def feed_forward_trace(ffn: FeedForward, x: Scalar[Array, "n D"]) -> FeedForwardTrace:
     """The forward, with its intermediate values."""
-    hidden = matmul(x, ffn.w1) + ffn.b1
+    hidden = matmul(x, ffn.w1)
+    hidden += ffn.b1
     activated = relu(hidden)
     return FeedForwardTrace(hidden, activated, output=matmul(activated, ffn.w2) + ffn.b2)
 
