@@ -14,43 +14,41 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @st.composite
-def configs(draw: Any, min_embed_dim: int = 1, max_layers: int = 3) -> ViTConfig:
-    """Small well-formed configurations: every field free, so heads need not divide the width."""
+def configs(
+    draw: Any, min_embed_dim: int = 1, max_layers: int = 3, max_extent: int = 9
+) -> ViTConfig:
+    """Small well-formed configurations: every field free, so heads need not divide the width.
+
+    `max_extent` bounds the widths; patches go up to half of it.
+    """
+    patch = st.integers(1, max(max_extent // 2, 1))
     return ViTConfig(
-        patch_h=draw(st.integers(1, 4)),
-        patch_w=draw(st.integers(1, 4)),
-        stride=draw(st.integers(1, 5)),
-        padding=draw(st.integers(0, 3)),
-        embed_dim=draw(st.integers(min_embed_dim, 9)),
-        hidden_dim=draw(st.integers(1, 8)),
+        patch_h=draw(patch),
+        patch_w=draw(patch),
+        stride=draw(patch),
+        padding=draw(st.integers(0, 2)),
+        embed_dim=draw(st.integers(min_embed_dim, max_extent)),
+        hidden_dim=draw(st.integers(1, max_extent)),
         head_count=draw(st.integers(1, 4)),
         num_layers=draw(st.integers(0, max_layers)),
-        num_classes=draw(st.integers(1, 5)),
+        num_classes=draw(st.integers(1, 4)),
     )
 
 
 @st.composite
 def cases(
-    draw: Any, spec: str | None = None, min_embed_dim: int = 1, max_layers: int = 3
+    draw: Any,
+    spec: str | None = None,
+    min_embed_dim: int = 1,
+    max_layers: int = 3,
+    max_extent: int = 9,
 ) -> Case:
     """Cases of either model (or of `spec`); the mean-pooling model always has a token."""
-    config = draw(configs(min_embed_dim=min_embed_dim, max_layers=max_layers))
-    case = Case(
-        spec=spec or draw(st.sampled_from(["vit", "vit-cls"])),
-        config=config,
-        in_channels=draw(st.integers(1, 3)),
-        height=draw(st.integers(1, 7)),
-        width=draw(st.integers(1, 7)),
-        seed=draw(seeds),
-    )
-    if case.spec == "vit" and patch_count(config, case.height, case.width) == 0:
+    spec = spec or draw(st.sampled_from(["vit", "vit-cls"]))
+    config = draw(configs(min_embed_dim, max_layers, max_extent))
+    channels = draw(st.integers(1, 3))
+    height, width = draw(st.integers(1, max_extent)), draw(st.integers(1, max_extent))
+    if spec == "vit" and patch_count(config, height, width) == 0:
         # Mean pooling needs a token: grow the image until one patch fits.
-        return Case(
-            case.spec,
-            config,
-            case.in_channels,
-            max(case.height, config.patch_h),
-            max(case.width, config.patch_w),
-            case.seed,
-        )
-    return case
+        height, width = max(height, config.patch_h), max(width, config.patch_w)
+    return Case(spec, config, channels, height, width, draw(seeds))
