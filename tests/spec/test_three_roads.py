@@ -6,8 +6,8 @@ cancellation of six digits. `test_rigour.py` grades those, against real balls.
 """
 
 from hypothesis import given, settings
-from support import roads
 
+from support import roads
 from vitspec.testing.strategies import cases
 
 small = cases(min_embed_dim=3, max_layers=2, max_extent=4)

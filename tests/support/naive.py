@@ -68,7 +68,9 @@ def encoder_layer(x, p, heads):
     for row, attended in zip(x, mha, strict=True):
         r1 = [a + b for a, b in zip(row, attended, strict=True)]
         n1 = layer_norm(r1, p["norm1_gamma"], p["norm1_beta"])
-        hidden = [max(s + b, 0.0) for s, b in zip(matvec(n1, p["ffn.w1"]), p["ffn.b1"], strict=True)]
+        hidden = [
+            max(s + b, 0.0) for s, b in zip(matvec(n1, p["ffn.w1"]), p["ffn.b1"], strict=True)
+        ]
         ffn = [s + b for s, b in zip(matvec(hidden, p["ffn.w2"]), p["ffn.b2"], strict=True)]
         r2 = [a + b for a, b in zip(n1, ffn, strict=True)]
         out.append(layer_norm(r2, p["norm2_gamma"], p["norm2_beta"]))
@@ -110,7 +112,9 @@ def forward(case, flat, image):
     z = conv_tokens(image.tolist(), kernel, bias, config.stride, config.padding)
     if case.spec == "vit-cls":
         z = [p["cls_token"], *z]
-    z = [[a + b for a, b in zip(r, q, strict=True)] for r, q in zip(z, p["pos_enc.pos"], strict=True)]
+    z = [
+        [a + b for a, b in zip(r, q, strict=True)] for r, q in zip(z, p["pos_enc.pos"], strict=True)
+    ]
     for i in range(config.num_layers):
         prefix = f"encoder.layers.{i}."
         layer = {n.removeprefix(prefix): v for n, v in p.items() if n.startswith(prefix)}

@@ -1,9 +1,9 @@
 """The properties of a whole model, as functions of a case; tests and the meta-test share them."""
 
 import numpy as np
+
 from support import naive
 from support.compare import assert_close, assert_flat_close
-
 from vitspec import complex_step_derivative
 
 

@@ -65,13 +65,12 @@ def hard_masked_softmax(
     Returns:
         The weights: exactly 0 where blocked; a row without an allowed entry is all zeros.
     """
-    # A blocked score becomes its row's maximum: no overflow in a number that is thrown away.
+    zero, one = scalars.zeros((), x.dtype), scalars.ones((), x.dtype)
     row_max = scalars.row_max(x, where=mask)
-    weights = np.where(
-        mask, np.exp(np.where(mask, x, row_max) - row_max), scalars.zeros((), x.dtype)
-    )
-    sums = scalars.total(weights, axis=-1, keepdims=True)
-    return weights / np.where(mask.any(axis=-1, keepdims=True), sums, scalars.ones((), x.dtype))
+    # A blocked score becomes its row's maximum: no overflow in a number that is thrown away.
+    numerators = np.where(mask, np.exp(np.where(mask, x, row_max) - row_max), zero)
+    sums = scalars.total(numerators, axis=-1, keepdims=True)
+    return numerators / np.where(mask.any(axis=-1, keepdims=True), sums, one)
 
 
 @typed

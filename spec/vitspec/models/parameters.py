@@ -62,7 +62,9 @@ def parameter_shapes(
 
     Args:
         config: a well-formed configuration.
-        in_channels, height, width: the image's size.
+        in_channels: the image's channels.
+        height: the image's height.
+        width: the image's width.
         cls: whether for `ViTClsSpec`.
         num_layers: the number of layers, if not the configuration's.
     """

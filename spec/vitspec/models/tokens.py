@@ -30,9 +30,7 @@ def tokens_to_grid(
 
 
 @typed
-def prepend_cls(
-    cls_token: Scalar[Array, D], tokens: Scalar[Array, "T D"]
-) -> Scalar[Array, "n D"]:
+def prepend_cls(cls_token: Scalar[Array, D], tokens: Scalar[Array, "T D"]) -> Scalar[Array, "n D"]:
     """The CLS token as row 0, above the tokens: n = T + 1 rows."""
     return np.concatenate([cls_token[None, :], tokens])
 

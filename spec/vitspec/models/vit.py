@@ -16,7 +16,7 @@ Lean: `ViTSpec`, `ViTGrads`, `ViTClsSpec`, `ViTClsGrads` and `.forward`, `.backw
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -73,7 +73,7 @@ class ViTTrace:
     logits: Array
 
 
-class _VisionTransformer(Record):
+class _VisionTransformer(Record, ABC):
     """Forward, backward and JVP of both models, which differ in four linear maps.
 
     `_sequence` makes the encoder's sequence from the tokens and `_pool` one row from its output;
@@ -155,23 +155,24 @@ class _VisionTransformer(Record):
         check_model(config, in_channels, height, width, cls=cls.has_cls_token)
         shapes = parameter_shapes(config, in_channels, height, width, cls=cls.has_cls_token)
         check_flat(flat, shapes, f"The parameters of {cls.__name__}")
-        own = {"cls_token": flat["cls_token"]} if cls.has_cls_token else {}
-        return cls(
-            config=config,
-            in_channels=in_channels,
-            height=height,
-            width=width,
-            patch_embed=Conv2DSpec(
+        parts: dict[str, Any] = {
+            "config": config,
+            "patch_embed": Conv2DSpec(
                 stride=config.stride,
                 padding=config.padding,
                 kernel=flat["patch_embed.kernel"],
                 bias=flat["patch_embed.bias"],
             ),
-            pos_enc=PositionalEncodingSpec(pos=flat["pos_enc.pos"]),
-            encoder=build_encoder(config, flat),
-            head=LinearSpec(weights=flat["head.weights"], bias=flat["head.bias"]),
-            **own,
-        )
+            "pos_enc": PositionalEncodingSpec(pos=flat["pos_enc.pos"]),
+            "encoder": build_encoder(config, flat),
+            "head": LinearSpec(weights=flat["head.weights"], bias=flat["head.bias"]),
+            "in_channels": in_channels,
+            "height": height,
+            "width": width,
+        }
+        if cls.has_cls_token:
+            parts["cls_token"] = flat["cls_token"]
+        return cls(**parts)
 
     def forward(self, image: Scalar[Array, "C H W"]) -> Scalar[Array, K]:
         """The logits of one image.
