@@ -1,0 +1,130 @@
+"""The command `vitspec`.
+
+Exit codes: 0 conforms (or done), 1 does not conform, 2 wrong usage, 3 the implementation could not
+be run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+except ImportError as error:  # the core installs neither
+    raise SystemExit(
+        f"the command needs {error.name}: python -m pip install 'vitspec[testing]'"
+    ) from error
+
+import vitspec
+
+app = typer.Typer(
+    help="The Vision Transformer as an executable specification.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """The Vision Transformer as an executable specification."""
+    if version:
+        console.print(f"vitspec {vitspec.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Installed implementations; all, if none is named.")
+    ] = None,
+    cases: Annotated[
+        int, typer.Option(min=0, help="Small random configurations for each implementation.")
+    ] = 120,
+    photograph: Annotated[
+        bool, typer.Option(help="Check on the photograph with ViT-Base/16 at full size.")
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="What everything is drawn from.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
+) -> None:
+    """Check implementations against the specification: logits and every gradient.
+
+    On a photograph with ViT-Base/16 at full size, and on small random configurations.
+    """
+    from vitspec.testing import check as checks
+    from vitspec.testing import implementations
+    from vitspec.testing.report import Report, print_report, write_json
+
+    if json is not None and not json.resolve().parent.is_dir():
+        _fail(2, f"--json {json}: the directory does not exist")
+    if not cases and not photograph:
+        _fail(2, "nothing to check: give --cases or --photograph")
+    names = names or implementations.names()
+    if not names:
+        _fail(3, "no implementation is installed; for ours: python -m pip install 'vitspec[fast]'")
+    report = Report(seed)
+    start = time.monotonic()
+    try:
+        loaded = {name: implementations.load(name) for name in dict.fromkeys(names)}
+        for name, one in loaded.items():
+            info = {"version": one.version, "spec": one.spec, "dtype": one.dtype}
+            report.implementations[name] = info
+        workers = min(os.cpu_count() or 1, 8)
+        with (
+            _progress() as progress,
+            checks.case_pool(list(loaded), seed, cases, workers) as case_results,
+        ):
+            if photograph:
+                steps = len(loaded) * (3 + checks.PHOTOGRAPH_RUNS)
+                task = progress.add_task("photograph", total=steps)
+                for name, implementation in loaded.items():
+
+                    def step(what: str, name: str = name) -> None:
+                        progress.update(task, advance=1, description=f"{name}: {what}")
+
+                    report.photograph[name] = checks.check_photograph(
+                        implementation, seed, progress=step
+                    )
+                progress.update(task, description="photograph")
+            if cases:
+                task = progress.add_task("small configurations", total=cases * len(loaded))
+                for batch in case_results:
+                    report.cases += batch
+                    progress.update(task, advance=len(batch))
+    except implementations.AdapterError as error:
+        _fail(3, str(error))
+    report.cases.sort(key=lambda r: (r.implementation, r.case.seed))
+    print_report(report, console)
+    console.print(f"{time.monotonic() - start:.0f} s", style="dim", highlight=False)
+    if json is not None:
+        write_json(json, report.to_json())
+    raise typer.Exit(0 if report.conforms else 1)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield progress
+
+
+def _fail(code: int, message: str) -> None:
+    Console(stderr=True).print(f"vitspec: {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)

@@ -1,0 +1,204 @@
+"""Check implementations against the specification: on a photograph at full size, and on many
+small random configurations.
+
+On the photograph the model is ViT-Base/16 with 1000 classes and fresh random parameters. The small
+configurations have several heads, layers and channels, images and patches that are not square,
+strides unlike the patch, padding, and heads that do not divide the width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitspec.config import ViTConfig, vit_base_patch16_config
+from vitspec.testing import implementations
+from vitspec.testing.cases import MODELS, Case, random_case
+from vitspec.testing.tolerance import Errors, Grade, errors, grade, reordering
+from vitspec.typing import Array
+
+PHOTOGRAPH = Path(__file__).with_name("data") / "astronaut.png"
+PHOTOGRAPH_RUNS = 3
+"""Runs that set the price at full size, where each has millions of roundings to average over."""
+CASE_RUNS = 12
+"""Runs that set the price of a small case, where each is a small sample of rounding."""
+BATCH = 5
+"""Cases that a process checks before it reports."""
+KINK_MARGIN = 1e-4
+"""A small case has no ReLU input closer to 0 than this: a precision that rounds it to the other
+side computes another one-sided derivative, which is no mistake."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model, an image and a cotangent; the numbers are exact in the precision under test."""
+
+    spec: str
+    config: ViTConfig
+    params: dict[str, Array]
+    image: Array
+    d_logits: Array
+
+    @classmethod
+    def of(cls, case: Case, dtype: str) -> Point:
+        """The case's arrays, rounded to the precision under test."""
+        flat = {name: leaf.astype(dtype) for name, leaf in case.model().to_flat().items()}
+        image, d_logits = case.image().astype(dtype), case.d_logits().astype(dtype)
+        return cls(case.spec, case.config, flat, image, d_logits)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How one implementation did on one small case."""
+
+    implementation: str
+    case: Case
+    tensors: int
+    worst: Grade
+    failures: tuple[Grade, ...]
+
+
+def evaluate_spec(point: Point, params: dict[str, Array], dtype: Any) -> dict[str, Array]:
+    """Logits and all cotangents by the specification, at `params`, in another precision."""
+    C, H, W = point.image.shape
+    flat = {name: leaf.astype(dtype, copy=False) for name, leaf in params.items()}
+    model = MODELS[point.spec].from_flat(point.config, flat, in_channels=C, height=H, width=W)
+    image = point.image.astype(dtype, copy=False)
+    grads, d_image = model.backward(image, point.d_logits.astype(dtype, copy=False))
+    return {"logits": model.forward(image), "image": d_image, **grads.to_flat()}
+
+
+def price_runs(
+    point: Point, truth: dict[str, Array], runs: int, rng: np.random.Generator
+) -> Iterator[dict[str, Errors]]:
+    """The errors of the specification in the point's precision, with its sums reordered."""
+    for _ in range(runs):
+        reorder, restore = reordering(point.config, rng)
+        found = evaluate_spec(point, reorder(point.params), point.image.dtype)
+        found |= restore({name: found[name] for name in point.params})
+        yield {name: errors(found[name], truth[name]) for name in truth}
+
+
+def grade_point(
+    implementation: Any,
+    point: Point,
+    truth: dict[str, Array],
+    runs: int,
+    rng: np.random.Generator,
+    progress: Progress = lambda step: None,
+) -> list[Grade]:
+    """The verdict on the logits and on every cotangent."""
+    progress(implementation.name)
+    found = implementations.evaluate(
+        implementation, point.config, point.params, point.image, point.d_logits
+    )
+    prices = []
+    for number, run in enumerate(price_runs(point, truth, runs, rng), start=1):
+        progress(f"price of {point.image.dtype}, run {number} of {runs}")
+        prices.append(run)
+    return [grade(name, found[name], truth[name], [run[name] for run in prices]) for name in truth]
+
+
+# ---- the photograph ----------------------------------------------------------------------------
+
+
+def load_photograph() -> Array:
+    """The photograph as float64 in [-1, 1], (3, 224, 224)."""
+    from PIL import Image
+
+    with Image.open(PHOTOGRAPH) as picture:
+        pixels = np.asarray(picture.convert("RGB"), np.float64)
+    return (pixels / 127.5 - 1).transpose(2, 0, 1)
+
+
+def check_photograph(
+    implementation: Any,
+    seed: int,
+    config: ViTConfig = vit_base_patch16_config,
+    progress: Progress = lambda step: None,
+) -> list[Grade]:
+    """Grade the implementation on the photograph with a fresh random model."""
+    image = load_photograph()
+    rng = np.random.default_rng([seed, 1])
+    progress("fresh parameters")
+    model = MODELS[implementation.spec].init(
+        config, in_channels=3, height=224, width=224, rng=rng, dtype=implementation.dtype
+    )
+    point = Point(
+        implementation.spec,
+        config,
+        model.to_flat(),
+        image.astype(implementation.dtype),
+        rng.standard_normal(config.num_classes).astype(implementation.dtype),
+    )
+    progress("specification in float64")
+    truth = evaluate_spec(point, point.params, np.float64)
+    return grade_point(implementation, point, truth, PHOTOGRAPH_RUNS, rng, progress)
+
+
+# ---- small random configurations ---------------------------------------------------------------
+
+
+def smooth_case(spec: str, seed: int) -> Case:
+    """The random case of this seed, drawn again while a ReLU input is too close to its kink."""
+    rng = np.random.default_rng([seed, 2])
+    while True:
+        case = random_case(rng, spec)
+        trace = case.model().trace(case.image())
+        if all(np.abs(layer.ffn.hidden).min() > KINK_MARGIN for layer in trace.layers):
+            return case
+
+
+def check_case(implementation: Any, case: Case) -> CaseResult:
+    """Grade the implementation on one small case."""
+    point = Point.of(case, implementation.dtype)
+    truth = evaluate_spec(point, point.params, np.float64)
+    rng = np.random.default_rng([case.seed, 3])
+    grades = grade_point(implementation, point, truth, CASE_RUNS, rng)
+    failures = tuple(g for g in grades if not g.conforms)
+    worst = max(grades, key=lambda g: (not g.conforms, g.ratio))
+    return CaseResult(implementation.name, case, len(grades), worst, failures)
+
+
+def check_seeds(name: str, seeds: Sequence[int]) -> list[CaseResult]:
+    """Check an installed implementation on the small cases of these seeds."""
+    implementation = implementations.load(name)
+    return [check_case(implementation, smooth_case(implementation.spec, s)) for s in seeds]
+
+
+@contextmanager
+def case_pool(
+    names: Sequence[str], seed: int, cases: int, workers: int
+) -> Iterator[Iterator[list[CaseResult]]]:
+    """Start checking `cases` small cases with each implementation, in processes.
+
+    Yields:
+        An iterator over the results, in batches, as they come.
+    """
+    # One thread each, and no shape checks on what is drawn here: the workers are many and the
+    # matrices small.
+    settings = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
+    before = dict(os.environ)
+    os.environ.update(settings)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        futures = [
+            pool.submit(check_seeds, name, [seed * 100_003 + i for i in batch])
+            for batch in np.array_split(np.arange(cases), max(cases // BATCH, 1))
+            for name in names
+        ]
+        yield (future.result() for future in as_completed(futures))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        os.environ.clear()
+        os.environ.update(before)

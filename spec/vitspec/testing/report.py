@@ -1,0 +1,182 @@
+"""The report of a check: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import vitspec
+from vitspec.testing.check import CaseResult
+from vitspec.testing.tolerance import Grade
+
+
+@dataclass
+class Report:
+    """What was checked and how it went.
+
+    Attributes:
+        implementations: name -> {"version", "spec", "dtype"}.
+        photograph: name -> the verdicts on the photograph.
+        cases: the small cases.
+        seed: what all of it was drawn from.
+    """
+
+    seed: int
+    implementations: dict[str, dict[str, str]] = field(default_factory=dict)
+    photograph: dict[str, list[Grade]] = field(default_factory=dict)
+    cases: list[CaseResult] = field(default_factory=list)
+
+    @property
+    def conforms(self) -> bool:
+        """Whether something was checked, and every tensor of it conforms."""
+        photographs = [g.conforms for grades in self.photograph.values() for g in grades]
+        cases = [not case.failures for case in self.cases]
+        return bool(photographs or cases) and all(photographs) and all(cases)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-serialisable data; an infinite error is the string "inf"."""
+        return {
+            "schema": "vitspec-check/1",
+            "vitspec": vitspec.__version__,
+            "conforms": self.conforms,
+            "seed": self.seed,
+            "environment": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "machine": platform.machine(),
+            },
+            "implementations": self.implementations,
+            "photograph": {n: [_grade_json(g) for g in gs] for n, gs in self.photograph.items()},
+            "cases": [
+                {
+                    "implementation": result.implementation,
+                    "case": asdict(result.case),
+                    "tensors": result.tensors,
+                    "worst": _grade_json(result.worst),
+                    "failures": [_grade_json(g) for g in result.failures],
+                }
+                for result in self.cases
+            ],
+        }
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically: the file is the old one or the new one, never half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent or ".", prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1, allow_nan=False)
+            file.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _grade_json(g: Grade) -> dict[str, Any]:
+    numbers = {"error": g.error, "price": g.price, "bound": g.bound, "ratio": g.ratio}
+    safe = {k: v if np.isfinite(v) else str(v) for k, v in numbers.items()}
+    return {"tensor": g.tensor, "metric": g.metric, **safe, "conforms": g.conforms}
+
+
+def by_kind(grades: Sequence[Grade]) -> dict[str, list[Grade]]:
+    """The verdicts with the layers of one parameter together, in order of first appearance."""
+    kinds: dict[str, list[Grade]] = {}
+    for g in grades:
+        kinds.setdefault(re.sub(r"\.layers\.\d+\.", ".layers.*.", g.tensor), []).append(g)
+    return kinds
+
+
+def photograph_table(name: str, info: dict[str, str], grades: Sequence[Grade]) -> Table:
+    """One row for each kind of tensor, with its worst layer."""
+    table = Table(
+        title=f"{name} {info['version']} as {info['spec']}, {info['dtype']}: photograph, ViT-Base/16",
+        title_justify="left",
+    )
+    table.add_column("tensor", overflow="fold")
+    table.add_column("worst layer", justify="right")
+    for heading in ("error", "price", "ratio"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for kind, group in by_kind(grades).items():
+        worst = max(group, key=lambda g: (not g.conforms, g.ratio))
+        layer = re.search(r"\.layers\.(\d+)\.", worst.tensor)
+        table.add_row(
+            kind.replace("encoder.layers.*.", "layers.*.")
+            + ("" if kind == "logits" else " (grad)"),
+            f"{layer[1]} of {len(group)}" if layer else "",
+            f"{worst.error:.1e}",
+            f"{worst.price:.1e}",
+            f"{worst.ratio:.2f}",
+            _verdict(worst.conforms),
+        )
+    return table
+
+
+def cases_table(results: Sequence[CaseResult]) -> Table:
+    """One row for each implementation's small cases, with the worst tensor of all."""
+    table = Table(title="small random configurations", title_justify="left")
+    table.add_column("implementation")
+    for heading in ("configurations", "tensors", "failed"):
+        table.add_column(heading, justify="right")
+    table.add_column("worst tensor", overflow="fold")
+    for heading in ("error", "price", "ratio"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for name in sorted({r.implementation for r in results}):
+        own = [r for r in results if r.implementation == name]
+        worst = max((r.worst for r in own), key=lambda g: (not g.conforms, g.ratio))
+        failed = sum(bool(r.failures) for r in own)
+        table.add_row(
+            name,
+            str(len({r.case.config for r in own})),
+            str(sum(r.tensors for r in own)),
+            str(failed),
+            worst.tensor.replace("encoder.layers.", "layers."),
+            f"{worst.error:.1e}",
+            f"{worst.price:.1e}",
+            f"{worst.ratio:.2f}",
+            _verdict(failed == 0),
+        )
+    return table
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the tables, the first failures in full, and the verdict."""
+    for name, grades in report.photograph.items():
+        console.print(photograph_table(name, report.implementations[name], grades))
+    if report.cases:
+        console.print(cases_table(report.cases))
+    for result in [r for r in report.cases if r.failures][:5]:
+        console.print(
+            f"[red]{result.implementation} departs on[/red] {result.case}", highlight=False
+        )
+        for g in result.failures[:5]:
+            console.print(
+                f"  {g.tensor}: {g.metric} error {g.error:.1e}, bound {g.bound:.1e}",
+                highlight=False,
+            )
+    console.print(
+        "error: distance from the specification in float64, relative to the tensor; price: the same "
+        "for the\nspecification in the precision under test; ratio: error / (4 price + 4 u), "
+        "conforms up to 1.",
+        style="dim",
+        highlight=False,
+    )
+    verdict = "conforms, as tested" if report.conforms else "does not conform"
+    console.print(f"vitspec {vitspec.__version__}: {verdict}", style="bold", highlight=False)
+
+
+def _verdict(conforms: bool) -> str:
+    return "[green]conforms[/green]" if conforms else "[red]departs[/red]"
