@@ -1,0 +1,148 @@
+"""vitfast as an implementation that `vitspec check` can test: `vit` and `vit_cls`.
+
+The protocol is NumPy in, NumPy out: images (B, C, H, W), parameters by flat name, cotangents
+(B, K). It is the one that third parties follow, and vitfast has no other way in.
+
+Everything is computed in the scalar type of the arrays, float64 included. Programs are compiled
+once for each configuration, shape and scalar type: `jax.jit` keeps them, since a model is a pytree
+whose static part is its configuration. A check runs hundreds of tiny configurations, each a new
+program, so for them what counts is the time to compile: see `QUICK`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+import vitspec
+from vitfast.convert import Flat, fill, to_flat
+from vitfast.model import VisionTransformer
+from vitspec.config import ViTConfig
+from vitspec.errors import InvalidArray
+
+QUICK: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+"""XLA's options that shorten compilation on the CPU, at the price of slower programs."""
+
+QUICK_UP_TO = 1_000_000
+"""The number of parameters and pixels up to which compiling costs more than running."""
+
+
+class VitFast:
+    """`VisionTransformer` behind the protocol of an implementation.
+
+    Attributes:
+        name, version: what the report calls it.
+        spec: which function it claims to be, "vit" or "vit-cls".
+        dtype: what it computes in when asked to choose.
+    """
+
+    version = vitspec.__version__
+    dtype = "float32"
+
+    def __init__(self, name: str, spec: Literal["vit", "vit-cls"]) -> None:
+        self.name, self.spec = name, spec
+
+    def forward(
+        self, config: ViTConfig, params: Mapping[str, Any], images: Float[np.ndarray, "B C H W"]
+    ) -> Float[np.ndarray, "B K"]:
+        """The logits of each image."""
+        with jax.enable_x64(images.dtype == np.float64):
+            model = self._model(config, params, images)
+            quick = is_quick(model, images)
+            program = compiled(logits_and_vjp if quick else just_logits, quick)
+            # Whoever checks a small model wants its gradients too: their program serves for both.
+            zeros = [np.zeros((len(images), config.num_classes), images.dtype)] if quick else []
+            logits = program(model, _channels_last(images), *zeros)
+            return np.asarray(logits[0] if quick else logits)
+
+    def vjp(
+        self,
+        config: ViTConfig,
+        params: Mapping[str, Any],
+        images: Float[np.ndarray, "B C H W"],
+        cotangent: Float[np.ndarray, "B K"],
+    ) -> tuple[Flat, Float[np.ndarray, "B C H W"]]:
+        """The cotangents of the parameters, summed over the batch, and of the images."""
+        with jax.enable_x64(images.dtype == np.float64):
+            model = self._model(config, params, images)
+            expected = (images.shape[0], config.num_classes)
+            if cotangent.shape != expected or cotangent.dtype != images.dtype:
+                raise InvalidArray(
+                    f"cotangent: expected shape {expected} of {images.dtype}, like the logits, "
+                    f"got {cotangent.shape} of {cotangent.dtype}"
+                )
+            program = compiled(logits_and_vjp, is_quick(model, images))
+            _, (d_model, d_images) = program(model, _channels_last(images), cotangent)
+            return to_flat(d_model), np.asarray(d_images).transpose(0, 3, 1, 2)
+
+    def _model(
+        self, config: ViTConfig, params: Mapping[str, Any], images: np.ndarray
+    ) -> VisionTransformer:
+        if images.ndim != 4:
+            raise InvalidArray(
+                f"images: expected (batch, channels, height, width), got shape {images.shape}"
+            )
+        _, in_channels, height, width = images.shape
+        model = VisionTransformer(
+            config,
+            in_channels=in_channels,
+            height=height,
+            width=width,
+            pool="cls" if self.spec == "vit-cls" else "mean",
+            rngs=None,
+        )
+        return fill(model, params)
+
+
+vit = VitFast("vitfast", "vit")
+vit_cls = VitFast("vitfast-cls", "vit-cls")
+
+
+def just_logits(model: VisionTransformer, images: Any) -> Any:
+    """The logits of images (B, H, W, C)."""
+    return model(images)
+
+
+def logits_and_vjp(model: VisionTransformer, images: Any, cotangent: Any) -> Any:
+    """The logits, and the cotangents (d_model, d_images) by automatic differentiation."""
+    logits, pullback = jax.vjp(just_logits, model, images)
+    return logits, pullback(cotangent)
+
+
+def is_quick(model: VisionTransformer, images: np.ndarray) -> bool:
+    """Whether to spare the compiler rather than the program."""
+    size = images.size + sum(leaf.size for leaf in jax.tree.leaves(model))
+    return size <= QUICK_UP_TO and jax.default_backend() == "cpu"
+
+
+@functools.cache
+def compiled(function: Callable[..., Any], quick: bool) -> Callable[..., Any]:
+    """The function under `jax.jit`, which compiles it anew for each model and shape."""
+    return jax.jit(function, compiler_options=quick_options() if quick else None)
+
+
+@functools.cache
+def quick_options() -> dict[str, Any]:
+    """Those of the options `QUICK` that the installed XLA knows; they come and go."""
+    return {name: value for name, value in QUICK.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda x: x, compiler_options={name: value})(np.float32(0))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _channels_last(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 2, 3, 1)
