@@ -1,5 +1,4 @@
-"""Check implementations against the specification: on a photograph at full size, and on many
-small random configurations.
+"""Check implementations on a photograph at full size and on many small random configurations.
 
 On the photograph the model is ViT-Base/16 with 1000 classes and fresh random parameters. The small
 configurations have several heads, layers and channels, images and patches that are not square,
@@ -21,7 +20,7 @@ import numpy as np
 
 from vitspec.config import ViTConfig, vit_base_patch16_config
 from vitspec.testing import implementations
-from vitspec.testing.cases import MODELS, Case, random_case
+from vitspec.testing.cases import MODELS, Case, away_from_kinks, random_case
 from vitspec.testing.tolerance import Errors, Grade, errors, grade, reordering
 from vitspec.typing import Array
 
@@ -32,9 +31,6 @@ CASE_RUNS = 12
 """Runs that set the price of a small case, where each is a small sample of rounding."""
 BATCH = 5
 """Cases that a process checks before it reports."""
-KINK_MARGIN = 1e-4
-"""A small case has no ReLU input closer to 0 than this: a precision that rounds it to the other
-side computes another one-sided derivative, which is no mistake."""
 
 Progress = Callable[[str], None]
 
@@ -50,11 +46,10 @@ class Point:
     d_logits: Array
 
     @classmethod
-    def of(cls, case: Case, dtype: str) -> Point:
-        """The case's arrays, rounded to the precision under test."""
-        flat = {name: leaf.astype(dtype) for name, leaf in case.model().to_flat().items()}
-        image, d_logits = case.image().astype(dtype), case.d_logits().astype(dtype)
-        return cls(case.spec, case.config, flat, image, d_logits)
+    def of(cls, spec: str, model: Any, image: Array, d_logits: Array, dtype: str) -> Point:
+        """The point rounded to the precision under test, with every ReLU away from its kink."""
+        flat = away_from_kinks(model, image).astype(dtype).to_flat()
+        return cls(spec, model.config, flat, image.astype(dtype), d_logits.astype(dtype))
 
 
 @dataclass(frozen=True)
@@ -131,16 +126,10 @@ def check_photograph(
     image = load_photograph()
     rng = np.random.default_rng([seed, 1])
     progress("fresh parameters")
-    model = MODELS[implementation.spec].init(
-        config, in_channels=3, height=224, width=224, rng=rng, dtype=implementation.dtype
-    )
-    point = Point(
-        implementation.spec,
-        config,
-        model.to_flat(),
-        image.astype(implementation.dtype),
-        rng.standard_normal(config.num_classes).astype(implementation.dtype),
-    )
+    model = MODELS[implementation.spec].init(config, in_channels=3, height=224, width=224, rng=rng)
+    d_logits = rng.standard_normal(config.num_classes)
+    point = Point.of(implementation.spec, model, image, d_logits, implementation.dtype)
+    del model
     progress("specification in float64")
     truth = evaluate_spec(point, point.params, np.float64)
     return grade_point(implementation, point, truth, PHOTOGRAPH_RUNS, rng, progress)
@@ -149,19 +138,9 @@ def check_photograph(
 # ---- small random configurations ---------------------------------------------------------------
 
 
-def smooth_case(spec: str, seed: int) -> Case:
-    """The random case of this seed, drawn again while a ReLU input is too close to its kink."""
-    rng = np.random.default_rng([seed, 2])
-    while True:
-        case = random_case(rng, spec)
-        trace = case.model().trace(case.image())
-        if all(np.abs(layer.ffn.hidden).min() > KINK_MARGIN for layer in trace.layers):
-            return case
-
-
 def check_case(implementation: Any, case: Case) -> CaseResult:
     """Grade the implementation on one small case."""
-    point = Point.of(case, implementation.dtype)
+    point = Point.of(case.spec, case.model(), case.image(), case.d_logits(), implementation.dtype)
     truth = evaluate_spec(point, point.params, np.float64)
     rng = np.random.default_rng([case.seed, 3])
     grades = grade_point(implementation, point, truth, CASE_RUNS, rng)
@@ -173,7 +152,8 @@ def check_case(implementation: Any, case: Case) -> CaseResult:
 def check_seeds(name: str, seeds: Sequence[int]) -> list[CaseResult]:
     """Check an installed implementation on the small cases of these seeds."""
     implementation = implementations.load(name)
-    return [check_case(implementation, smooth_case(implementation.spec, s)) for s in seeds]
+    cases = [random_case(np.random.default_rng(s), implementation.spec) for s in seeds]
+    return [check_case(implementation, case) for case in cases]
 
 
 @contextmanager

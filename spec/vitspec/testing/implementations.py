@@ -111,7 +111,8 @@ def evaluate(
         got = np.asarray(found[name])
         if got.shape != tuple(expected[name]) or got.dtype != image.dtype:
             problems.append(
-                f"{name}: expected {image.dtype} {tuple(expected[name])}, got {got.dtype} {got.shape}"
+                f"{name}: expected {image.dtype} {tuple(expected[name])}, "
+                f"got {got.dtype} {got.shape}"
             )
     if problems:
         raise AdapterError(f"{implementation.name} on {config!r}: " + "; ".join(sorted(problems)))

@@ -101,7 +101,8 @@ def by_kind(grades: Sequence[Grade]) -> dict[str, list[Grade]]:
 def photograph_table(name: str, info: dict[str, str], grades: Sequence[Grade]) -> Table:
     """One row for each kind of tensor, with its worst layer."""
     table = Table(
-        title=f"{name} {info['version']} as {info['spec']}, {info['dtype']}: photograph, ViT-Base/16",
+        title=f"{name} {info['version']} as {info['spec']}, {info['dtype']}: "
+        "photograph, ViT-Base/16",
         title_justify="left",
     )
     table.add_column("tensor", overflow="fold")
@@ -168,9 +169,9 @@ def print_report(report: Report, console: Console) -> None:
                 highlight=False,
             )
     console.print(
-        "error: distance from the specification in float64, relative to the tensor; price: the same "
-        "for the\nspecification in the precision under test; ratio: error / (4 price + 4 u), "
-        "conforms up to 1.",
+        "error: distance from the specification in float64, relative to the tensor\n"
+        "price: the same for the specification itself, in the precision under test\n"
+        "ratio: error / (4 price + 4 u), which conforms up to 1",
         style="dim",
         highlight=False,
     )

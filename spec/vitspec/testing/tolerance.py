@@ -72,7 +72,7 @@ def errors(value: Array, truth: Array) -> Errors:
     row_errors, row_sizes = (np.sqrt(np.einsum("ij,ij->i", a, a)) for a in (difference, rows))
     largest = max(difference.max(), -difference.min())
     return {
-        "norm": _ratio(np.linalg.norm(row_errors), np.linalg.norm(row_sizes)),
+        "norm": _ratio(float(np.linalg.norm(row_errors)), float(np.linalg.norm(row_sizes))),
         "max": _ratio(largest, max(rows.max(), -rows.min())),
         "slice": max(_ratio(e, s) for e, s in zip(row_errors, row_sizes, strict=True)),
     }
