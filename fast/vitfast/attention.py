@@ -44,6 +44,7 @@ KNOWN_IMPLEMENTATIONS: tuple[str, ...] = typing.get_args(
 """The names that Tokamax knows; which of them run depends on the device."""
 
 
+@typing.runtime_checkable
 class AttentionFn(typing.Protocol):
     """A scaled dot-product attention. It must be hashable: it is a static part of a model."""
 

@@ -10,7 +10,7 @@ Shapes: B images, n rows of width D, F hidden_dim, I = head_count * head_dim.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from vitspec.config import ViTConfig
 from vitspec.scalars import EPSILON
 
 
+@runtime_checkable
 class NewParameter(Protocol):
     """Makes the parameters of a module, which says only what they should be like."""
 

@@ -1,0 +1,87 @@
+"""Conversion to and from flat form loses nothing and refuses what does not fit."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitfast import VisionTransformer, from_flat, to_flat
+from vitspec import InvalidArray, InvalidParameters, parameter_shapes
+
+DTYPES = ["float32", "float64"]
+
+
+def pool(case):
+    return "cls" if case.spec == "vit-cls" else "mean"
+
+
+def any_bits(case, dtype, seed):
+    """Flat parameters of arbitrary bits: subnormal, huge, negative zero; only NaN is left out."""
+    rng = np.random.default_rng(seed)
+    shapes = parameter_shapes(case.config, *case.image_shape, cls=case.spec == "vit-cls")
+    flat = {}
+    for name, shape in shapes.items():
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        values = np.frombuffer(rng.bytes(count), dtype).reshape(shape)
+        flat[name] = np.where(np.isnan(values), np.array(-0.0, dtype), values)
+    return flat
+
+
+def assert_same_bits(flat, other):
+    assert list(flat) == list(other)
+    for name, array in flat.items():
+        assert (array.dtype, array.shape) == (other[name].dtype, other[name].shape), name
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=2)
+def test_flat_to_model_to_flat_keeps_every_bit_name_and_the_order(any_case, dtype, seed):
+    flat = any_bits(any_case, dtype, seed)
+    model = from_flat(any_case.config, flat, **any_case.size, pool=pool(any_case))
+    assert_same_bits(to_flat(model), flat)
+
+
+def test_model_to_flat_to_model_keeps_every_bit_and_the_structure(cases):
+    case = cases["the same with CLS"]
+    model = VisionTransformer(case.config, **case.size, pool="cls", rngs=nnx.Rngs(0))
+    again = from_flat(case.config, to_flat(model), **case.size, pool="cls")
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    for leaf, same in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True):
+        assert (leaf.dtype, leaf.shape) == (same.dtype, same.shape)
+        assert np.asarray(leaf).tobytes() == np.asarray(same).tobytes()
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(cases):
+    case = cases["several heads, layers and channels"]
+    flat = any_bits(case, "float32", seed=1)
+    del flat["encoder.layers.2.mha.wo"]
+    flat["encoder.layers.3.mha.wo"] = np.ones((12, 12), np.float32)
+    flat["head.weights"] = flat["head.weights"].T
+    flat["pos_enc.pos"] = flat["pos_enc.pos"].astype(np.float64)
+    with pytest.raises(InvalidParameters) as raised:
+        from_flat(case.config, flat, **case.size)
+    assert raised.value.problems == (
+        "encoder.layers.2.mha.wo: missing, expected shape (12, 12)",
+        "encoder.layers.3.mha.wo: unexpected name",
+        "head.weights: expected shape (5, 12), got (12, 5)",
+        "the arrays mix the scalar types float32, float64; expected one",
+    )
+
+
+def test_a_scalar_type_that_jax_would_change_is_refused(cases):
+    case = cases["one token"]
+    flat = {n: a.astype(np.longdouble) for n, a in any_bits(case, "float32", 1).items()}
+    with pytest.raises(InvalidParameters, match="expected bfloat16, float16, float32, float64"):
+        from_flat(case.config, flat, **case.size)
+
+
+def test_a_float64_model_is_not_quietly_computed_in_float32(cases):
+    case = cases["one token"]
+    model = from_flat(case.config, any_bits(case, "float64", 1), **case.size)
+    images = np.ones((1, case.height, case.width, case.in_channels))
+    with pytest.raises(InvalidArray, match=r"jax\.enable_x64"):
+        model(images)
