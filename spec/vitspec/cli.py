@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 try:
     import typer
@@ -70,8 +70,7 @@ def check(
     from vitspec.testing import implementations
     from vitspec.testing.report import Report, print_report, write_json
 
-    if json is not None and not json.resolve().parent.is_dir():
-        _fail(2, f"--json {json}: the directory does not exist")
+    _require_directory(json)
     if not cases and not photograph:
         _fail(2, "nothing to check: give --cases or --photograph")
     names = names or implementations.names()
@@ -116,6 +115,29 @@ def check(
     raise typer.Exit(0 if report.conforms else 1)
 
 
+@app.command()
+def bench(
+    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions; the best counts.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Time ViT-Base/16, forward and backward, against this machine's matrix product."""
+    from vitspec.testing import bench as benchmark
+    from vitspec.testing.report import bench_json, bench_tables, write_json
+
+    _require_directory(json)
+    timings = []
+    with _progress() as progress:
+        task = progress.add_task("ViT-Base/16", total=2)
+        for dtype in ("float64", "float32"):
+            progress.update(task, description=f"ViT-Base/16 in {dtype}")
+            timings.append(benchmark.measure_in_fresh_process(dtype, repetitions))
+            progress.update(task, advance=1)
+    for table in bench_tables(timings):
+        console.print(table)
+    if json is not None:
+        write_json(json, bench_json(timings))
+
+
 @contextmanager
 def _progress() -> Iterator[Progress]:
     columns = (
@@ -125,6 +147,11 @@ def _progress() -> Iterator[Progress]:
         yield progress
 
 
-def _fail(code: int, message: str) -> None:
+def _require_directory(file: Path | None) -> None:
+    if file is not None and not file.resolve().parent.is_dir():
+        _fail(2, f"--json {file}: the directory does not exist; make it first")
+
+
+def _fail(code: int, message: str) -> NoReturn:
     Console(stderr=True).print(f"vitspec: {message}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)

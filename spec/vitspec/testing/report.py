@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import vitspec
+from vitspec.testing.bench import Timing
 from vitspec.testing.check import CaseResult
 from vitspec.testing.tolerance import Grade
 
@@ -51,11 +52,7 @@ class Report:
             "vitspec": vitspec.__version__,
             "conforms": self.conforms,
             "seed": self.seed,
-            "environment": {
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "machine": platform.machine(),
-            },
+            "environment": _environment(),
             "implementations": self.implementations,
             "photograph": {n: [_grade_json(g) for g in gs] for n, gs in self.photograph.items()},
             "cases": [
@@ -177,6 +174,52 @@ def print_report(report: Report, console: Console) -> None:
     )
     verdict = "conforms, as tested" if report.conforms else "does not conform"
     console.print(f"vitspec {vitspec.__version__}: {verdict}", style="bold", highlight=False)
+
+
+def bench_tables(timings: Sequence[Timing]) -> list[Table]:
+    """The passes against their ceiling, and where the forward's time goes."""
+    passes = Table(title="ViT-Base/16, 3 x 224 x 224, one image", title_justify="left")
+    passes.add_column("pass")
+    headings = ("ms", "useful GFLOP", "GFLOP/s", "ceiling GFLOP/s", "fraction", "peak MB")
+    for heading in headings:
+        passes.add_column(heading, justify="right")
+    parts = Table(title="where the forward's time goes, in ms", title_justify="left")
+    parts.add_column("precision")
+    for name in timings[0].parts:
+        parts.add_column(name, justify="right")
+    for timing in timings:
+        for one in timing.passes:
+            passes.add_row(
+                f"{one.name} {timing.dtype}",
+                f"{one.seconds * 1e3:.0f}",
+                f"{one.gflop:.1f}",
+                f"{one.gflop / one.seconds:.0f}",
+                f"{one.gflop / one.ceiling_seconds:.0f}",
+                f"{one.fraction:.2f}",
+                f"{timing.peak_bytes / 1e6:.0f}",
+            )
+        parts.add_row(timing.dtype, *[f"{s * 1e3:.1f}" for s in timing.parts.values()])
+    return [passes, parts]
+
+
+def bench_json(timings: Sequence[Timing]) -> dict[str, Any]:
+    """The timings as JSON-serialisable data."""
+    return {
+        "schema": "vitspec-bench/1",
+        "vitspec": vitspec.__version__,
+        "environment": _environment(),
+        "timings": [
+            asdict(t) | {"fractions": {one.name: one.fraction for one in t.passes}} for t in timings
+        ],
+    }
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
 
 
 def _verdict(conforms: bool) -> str:

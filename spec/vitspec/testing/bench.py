@@ -1,0 +1,174 @@
+"""How fast the specification is, against this machine's own matrix product.
+
+The ceiling is the time that `np.matmul` takes for the products of a pass alone, on the same shapes,
+in the same run, repetition by repetition in turn. Useful work is 2 m n k operations for each
+(m, k) x (k, n) product of the forward, and twice that for the backward, which multiplies each
+cotangent by both operands. What the backward computes again does not count as useful.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+
+from vitspec.config import ViTConfig, vit_base_patch16_config
+from vitspec.geometry import patch_count
+from vitspec.layers.activation import relu, softmax
+from vitspec.layers.normalization import layer_norm
+from vitspec.models.vit import ViTSpec
+from vitspec.typing import Array
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: useful work and times, each the smallest of the repetitions, in seconds."""
+
+    name: str
+    gflop: float
+    seconds: float
+    ceiling_seconds: float
+
+    @property
+    def fraction(self) -> float:
+        """Useful work per second, as a fraction of the ceiling's."""
+        return self.ceiling_seconds / self.seconds
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One precision: its passes, where the forward's time goes (seconds), and the peak memory."""
+
+    dtype: str
+    passes: tuple[Pass, ...]
+    parts: dict[str, float]
+    peak_bytes: int
+
+
+def products(
+    config: ViTConfig, channels: int, height: int, width: int
+) -> list[tuple[Shape, Shape]]:
+    """The operands' shapes of every matrix product of `ViTSpec.forward`, in order."""
+    T, D, F = patch_count(config, height, width), config.embed_dim, config.hidden_dim
+    H, d, I = config.head_count, config.head_dim, config.inner_dim  # noqa: E741
+    layer: list[tuple[Shape, Shape]] = [
+        *[((T, D), (D, I))] * 3,
+        ((H, T, d), (H, d, T)),
+        ((H, T, T), (H, T, d)),
+        ((T, I), (I, D)),
+        ((T, D), (D, F)),
+        ((T, F), (F, D)),
+    ]
+    window = channels * config.patch_h * config.patch_w
+    ends = [((D, window), (window, T)), ((config.num_classes, D), (D, 1))]
+    return [ends[0], *layer * config.num_layers, ends[1]]
+
+
+def adjoint_products(forward: list[tuple[Shape, Shape]]) -> list[tuple[Shape, Shape]]:
+    """For each A B of the forward, the products d_C B^T and A^T d_C of its backward."""
+    result: list[tuple[Shape, Shape]] = []
+    for (*batch, m, k), (*_, n) in forward:
+        result += [((*batch, m, n), (*batch, n, k)), ((*batch, k, m), (*batch, m, n))]
+    return result
+
+
+def flops(shapes: list[tuple[Shape, Shape]]) -> int:
+    """2 m n k for each product."""
+    return sum(2 * int(np.prod(a)) * b[-1] for a, b in shapes)
+
+
+def measure(dtype: str, repetitions: int, config: ViTConfig = vit_base_patch16_config) -> Timing:
+    """Time one precision at 3 x 224 x 224, in this process, which should be fresh."""
+    rng = np.random.default_rng(0)
+    size = {"in_channels": 3, "height": 224, "width": 224}
+    model = ViTSpec.init(config, **size, rng=rng, dtype=dtype)
+    image = rng.standard_normal((3, 224, 224)).astype(dtype)
+    d_logits = rng.standard_normal(config.num_classes).astype(dtype)
+    model.backward(image, d_logits)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forward_shapes = products(config, 3, 224, 224)
+    backward_shapes = adjoint_products(forward_shapes)
+    times = _interleaved(
+        {
+            "forward": lambda: model.forward(image),
+            "forward ceiling": _runner(forward_shapes, dtype),
+            "backward": lambda: model.backward(image, d_logits),
+            "backward ceiling": _runner(backward_shapes, dtype),
+            **_parts(config, patch_count(config, 224, 224), dtype),
+        },
+        repetitions,
+    )
+    passes = (
+        Pass("forward", flops(forward_shapes) / 1e9, times["forward"], times["forward ceiling"]),
+        Pass(
+            "backward", flops(backward_shapes) / 1e9, times["backward"], times["backward ceiling"]
+        ),
+    )
+    parts = {"matrix products": times["forward ceiling"]}
+    parts |= {name: seconds for name, seconds in times.items() if "ward" not in name}
+    parts["the rest"] = times["forward"] - sum(parts.values())
+    return Timing(dtype, passes, parts, peak * (1 if sys.platform == "darwin" else 1024))
+
+
+def measure_in_fresh_process(dtype: str, repetitions: int) -> Timing:
+    """`measure` in a process of its own, so that its peak memory is that of one precision."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, dtype, repetitions).result()
+
+
+def _interleaved(tasks: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """The smallest time of each task; the tasks take turns, so that noise hits all alike."""
+    best = dict.fromkeys(tasks, float("inf"))
+    for _ in range(repetitions):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def _runner(shapes: list[tuple[Shape, Shape]], dtype: str) -> Callable[[], None]:
+    """A function that computes these products, on one pair of operands for each shape."""
+    rng = np.random.default_rng(0)
+
+    def draw(shape: Shape) -> Array:
+        return rng.standard_normal(shape).astype(dtype)
+
+    operands = {pair: (draw(pair[0]), draw(pair[1])) for pair in dict.fromkeys(shapes)}
+
+    def run() -> None:
+        for pair in shapes:
+            np.matmul(*operands[pair])
+
+    return run
+
+
+def _parts(config: ViTConfig, T: int, dtype: str) -> dict[str, Callable[[], None]]:
+    """What else the forward does, at its shapes and as often."""
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((config.head_count, T, T)).astype(dtype)
+    tokens = rng.standard_normal((T, config.embed_dim)).astype(dtype)
+    hidden = rng.standard_normal((T, config.hidden_dim)).astype(dtype)
+    gamma, beta = tokens[0], tokens[1]
+
+    def repeat(times: int, f: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(times):
+                f()
+
+        return run
+
+    L = config.num_layers
+    return {
+        "softmax": repeat(L, lambda: softmax(scores)),
+        "layer normalisation": repeat(2 * L, lambda: layer_norm(tokens, gamma, beta)),
+        "ReLU": repeat(L, lambda: relu(hidden)),
+    }
