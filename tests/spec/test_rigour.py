@@ -1,14 +1,15 @@
 """The float64 results against the real numbers, as rigorous balls.
 
-The bound, for forward, backward and JVP, from embed_dim 3 on: the error of a tensor (largest entry) is at
-most
+The bound, from embed_dim 3 on, for forward, backward and JVP: the error of any entry of a tensor is at most
 
-    8 * (what moving every input by one unit in the last place changes, in exact arithmetic)
-    + 32 u * (the tensor's largest entry),            u = 2^-53.
+    4 * (what moving every input by one unit in the last place changes, in exact arithmetic)
+    + 16 u * (the largest entry),            u = 2^-53,
 
-That is: the result is the exact one of inputs that are a few roundings away. The change is the
-largest of three random ones, computed in balls. The worst seen over thousands of tensors is under
-half of the bound.
+where the largest entry is that of the logits, of the JVP, or of all cotangents together. That is:
+the result is the exact one of inputs that are a few roundings away, up to a few roundings of the
+gradient. The change is the largest of six random ones, computed in balls. The largest cotangent
+counts because one tensor may be what a subtraction inside the backward left of the others: a
+softmax that is nearly saturated multiplies its cotangents by differences of nearly equal numbers.
 
 At embed_dim 2 a layer normalisation is nearly a sign function, and its derivative is what a
 subtraction of nearly equal numbers leaves: (var + eps) / eps, some six digits, are lost. That is a
@@ -70,19 +71,22 @@ def moved(arguments, rng):
 def excess(values, balls, sensitivity):
     """The largest error over its bound, and the tensor; structural zeros must lie in the ball."""
     ratios = {}
+    cotangents = [v for name, v in values.items() if name not in ("logits", "jvp")]
+    largest = max(np.abs(v).max(initial=0.0) for v in cotangents)
     for name, value in values.items():
         if value.size == 0:
             continue
         if not value.any():
             assert encloses(balls[name], value).all(), name
             continue
-        bound = 8 * sensitivity[name] + 16 * EPS * np.abs(value).max()
+        size = np.abs(value).max() if name in ("logits", "jvp") else largest
+        bound = 4 * sensitivity[name] + 8 * EPS * size
         ratios[name] = distance_bound(balls[name], value).max() / bound
     worst = max(ratios, key=ratios.get)
     return ratios[worst], worst
 
 
-def sensitivities(arguments, balls, rng, draws=3):
+def sensitivities(arguments, balls, rng, draws=6):
     changes = [in_reals(moved(arguments, rng)) for _ in range(draws)]
     return {
         name: max(np.abs(from_reals(c[name] - ball)).max(initial=0.0) for c in changes)
@@ -111,7 +115,8 @@ def test_a_layer_norm_of_two_features_loses_var_over_eps(seed):
     # Its size is that of what cancels, not of what is left.
     std = np.sqrt(x.var(axis=1, keepdims=True) + 1e-6)
     cancelled = np.abs(d_out * gamma).max(axis=1, keepdims=True) / std
-    assert (distance_bound(balls, value) <= 8 * EPS * cancelled).all()
+    conditioning = 1 + np.abs(x).max(axis=1, keepdims=True) / std  # of the centring
+    assert (distance_bound(balls, value) <= 4 * EPS * cancelled * conditioning).all()
 
 
 @given(cases(min_embed_dim=1, max_layers=2, max_extent=6))
