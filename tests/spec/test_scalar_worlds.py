@@ -534,7 +534,7 @@ def test_records_go_to_the_reals_and_back():
             assert np.array_equal(back.to_flat()[name], leaf), name
 
 
-@pytest.mark.parametrize(("bits", "bound"), [(128, 2.0**-90), (256, 2.0**-210)])
+@pytest.mark.parametrize(("bits", "bound"), [(128, 2.0**-75), (256, 2.0**-200)])
 @pytest.mark.usefixtures("precision")
 def test_balls_are_narrow_at_their_precision(bits, bound):
     config = ViTConfig(2, 3, 2, 1, 6, 5, 2, 2, 4)
