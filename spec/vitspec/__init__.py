@@ -26,8 +26,7 @@ from vitspec.config import (
 from vitspec.errors import InvalidArray, InvalidParameters, NotWellFormed
 from vitspec.models.parameters import parameter_shapes
 from vitspec.models.vit import ViTClsGrads, ViTClsSpec, ViTGrads, ViTSpec, ViTTrace
-from vitspec.scalars import (
-    EPSILON,
+from vitspec.reals import (
     complex_step_derivative,
     distance_bound,
     encloses,
@@ -35,6 +34,7 @@ from vitspec.scalars import (
     radius,
     to_reals,
 )
+from vitspec.scalars import EPSILON
 
 __all__ = [
     "EPSILON",

@@ -43,7 +43,7 @@ class _NaturalFields:
 def natural_problem(value: Any) -> str | None:
     """What keeps `value` from being a natural number that can size an array; None if nothing."""
     expected = f"must be an integer from 0 to {MAX_FIELD}"
-    shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
+    shown = _shown(value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         return f"{expected}, got {shown} ({type(value).__name__})"
     try:
@@ -51,6 +51,13 @@ def natural_problem(value: Any) -> str | None:
     except TypeError:  # such as an array of several numbers
         return f"{expected}, got {shown} ({type(value).__name__})"
     return None if 0 <= number <= MAX_FIELD else f"{expected}, got {shown}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print the longest
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import numpy as np
-from beartype import beartype
-from jaxtyping import jaxtyped
 
 from vitspec import scalars
 from vitspec.errors import InvalidArray, InvalidParameters
-from vitspec.typing import Array, require_one_world
+from vitspec.typing import SCALAR_TYPES, Array, checked_record, named_axes, require_one_world
 
 T = TypeVar("T")
 
@@ -31,7 +29,7 @@ def named(flat_name: str) -> Any:
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(named,))
 def record(cls: type[T]) -> type[T]:
     """Make a frozen dataclass whose fields' shapes are checked when one is built."""
-    return jaxtyped(dataclasses.dataclass(frozen=True, eq=False)(cls), typechecker=beartype)
+    return checked_record(dataclasses.dataclass(frozen=True, eq=False)(cls))
 
 
 class Record:
@@ -39,7 +37,7 @@ class Record:
 
     def __post_init__(self) -> None:
         """Require that all arrays have one scalar type."""
-        require_one_world(type(self).__name__, list(self.to_flat().values()))
+        require_one_world(type(self).__name__, self.to_flat().values())
 
     def to_flat(self) -> dict[str, Array]:
         """The arrays by flat name, in the order of the fields; the arrays are not copied."""
@@ -57,6 +55,26 @@ class Record:
     def dtype(self) -> np.dtype | None:
         """The scalar type of all arrays; None for a record that has none."""
         return next((leaf.dtype for _, leaf in _leaves(self, "")), None)
+
+    def named_sizes(self) -> Iterator[tuple[str, str, int]]:
+        """(field, axis, size) for every named axis of every array, such as ("w1", "D", 768)."""
+        return _named_sizes(self, "")
+
+
+def _named_sizes(node: Any, path: str) -> Iterator[tuple[str, str, int]]:
+    if isinstance(node, tuple):
+        for i, child in enumerate(node):
+            yield from _named_sizes(child, f"{path}.{i}")
+    elif isinstance(node, Record):
+        for field in dataclasses.fields(node):  # type: ignore[arg-type]
+            value = getattr(node, field.name)
+            name = f"{path}.{field.name}" if path else field.name
+            if isinstance(value, np.ndarray):
+                axes = named_axes(str(field.type))
+                for position, axis in axes.named if axes else ():
+                    yield name, axis, value.shape[position]
+            else:
+                yield from _named_sizes(value, name)
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Array]]:
@@ -92,9 +110,12 @@ def check_flat(
 ) -> None:
     """Raise `InvalidParameters` unless `flat` has exactly the names and shapes of `shapes`.
 
-    Every missing, unexpected, misshapen or non-array entry is listed, and so is a mixture of scalar
-    types.
+    Every missing, unexpected, misshapen or non-array entry is listed, and so are a mixture of
+    scalar types and a type that is no scalar world.
     """
+    if not isinstance(flat, Mapping):
+        problem = f"expected a mapping of flat names to arrays, got {type(flat).__name__}"
+        raise InvalidParameters(subject, [problem])
     problems = [f"{name}: missing, expected shape {shapes[name]}" for name in shapes.keys() - flat]
     problems += [f"{name}: unexpected name" for name in flat.keys() - shapes.keys()]
     for name in flat.keys() & shapes.keys():
@@ -106,8 +127,18 @@ def check_flat(
     dtypes = sorted({str(v.dtype) for v in flat.values() if isinstance(v, np.ndarray)})
     if len(dtypes) > 1:
         problems.append(f"the arrays mix the scalar types {', '.join(dtypes)}; expected one")
+    problems += [
+        f"the arrays are of {name}; expected one of {', '.join(SCALAR_TYPES)}"
+        for name in dtypes
+        if not is_scalar_type(name)
+    ]
     if problems:
         raise InvalidParameters(subject, sorted(problems))
+
+
+def is_scalar_type(dtype: Any) -> bool:
+    """Whether a NumPy type is one of a scalar world."""
+    return np.dtype(dtype).type.__name__ in SCALAR_TYPES
 
 
 def check_array(
@@ -133,6 +164,10 @@ def check_array(
     if value.dtype != dtype and dtype is not None:
         raise InvalidArray(
             f"{name}: {expected}, got {value.dtype}; convert {name} or the model with .astype"
+        )
+    if not scalars.is_world(value):
+        raise InvalidArray(
+            f"{name}: expected real balls (flint.arb); to_reals makes them of floats"
         )
     if not scalars.all_finite(value):
         raise InvalidArray(f"{name}: expected finite numbers, got NaN or infinity among them")

@@ -16,7 +16,6 @@ own ufuncs, which call the elements' methods on object arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,10 +35,9 @@ def scalar(value: int | str, dtype: np.dtype) -> Any:
     in every world.
     """
     if dtype == _OBJECT:
-        return _arb()(value)
-    if np.issubdtype(dtype, np.complexfloating):
-        return dtype.type(np.longdouble(value))
-    return dtype.type(value)
+        return arb_type()(value)
+    real = np.zeros((), dtype).real.dtype.type(value)
+    return dtype.type(real)
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -98,7 +96,7 @@ def _row_max_where(x: Array, where: Array) -> Array:
 def maximum_with_zero(x: Array) -> Array:
     """max(x, 0), by the real part; NaN stays NaN. A ball that contains 0 gives an enclosure."""
     if x.dtype == _OBJECT:
-        return np.frompyfunc(lambda ball: _ball_max(ball, _arb()(0)), 1, 1)(x)
+        return np.frompyfunc(lambda ball: _ball_max(ball, arb_type()(0)), 1, 1)(x)
     if np.iscomplexobj(x):
         return np.where(x.real <= 0, x.dtype.type(0), x)
     return np.maximum(x, x.dtype.type(0))
@@ -111,6 +109,14 @@ def is_positive(x: Array) -> Array:
     return (x.real > 0).astype(x.dtype)
 
 
+def is_world(x: Array) -> bool:
+    """Whether the entries are scalars; object arrays must hold balls."""
+    if x.dtype != _OBJECT or x.size == 0:
+        return True
+    arb = arb_type()
+    return all(isinstance(entry, arb) for entry in x.flat)
+
+
 def all_finite(x: Array) -> bool:
     """Whether no entry is infinite, undefined, or a ball without bounds."""
     if x.dtype == _OBJECT:
@@ -118,122 +124,19 @@ def all_finite(x: Array) -> bool:
     return bool(np.isfinite(x).all())
 
 
-def complex_step_derivative(f: Callable[[Any], Array], x: Any, v: Any) -> Array:
-    """The derivative of f at x along v by the complex step, to full precision.
-
-    Args:
-        f: a function of one array or record, made of the specification's functions.
-        x: where; an array or a record of float32, float64 or longdouble.
-        v: along what; the same structure, shapes and scalar type as x.
-
-    Returns:
-        Im f(x + i h v) / h with h = 1e-100: the shape of f(x); float64, or longdouble for
-        longdouble.
-
-    >>> complex_step_derivative(np.exp, np.array([0.0]), np.array([2.0]))
-    array([2.])
-    """
-    dtype = np.clongdouble if x.dtype == np.longdouble else np.complex128
-    step = dtype(1e-100)
-    shifted = _combine(x.astype(dtype), v.astype(dtype), lambda a, b: a + 1j * step * b)
-    return np.imag(f(shifted)) / step.real
-
-
-def _combine(x: Any, v: Any, f: Callable[[Array, Array], Array]) -> Any:
-    return x.map(f, v) if hasattr(x, "map") else f(x, v)
-
-
-# ---- the real numbers, as balls ----------------------------------------------------------------
-
-
-def to_reals(x: Any, bits: int = 128) -> Any:
-    """The same numbers, exactly, as real balls of radius 0.
-
-    python-flint computes at one working precision; it is raised to `bits` if it is lower.
-
-    Args:
-        x: an array or a record of floats.
-        bits: the precision to compute with, at least 64.
-
-    Returns:
-        x with each array replaced by an `object` array of `flint.arb`.
-
-    Raises:
-        ImportError: python-flint is missing (extra `reals`).
-        ValueError: `bits` is below 64, or x is not of real floats.
-    """
-    arb = _arb()
-    import flint
-
-    if bits < 64:
-        raise ValueError(f"bits must be at least 64, to hold every float exactly; got {bits}")
-    flint.ctx.prec = max(flint.ctx.prec, bits)
-
-    def convert(array: Array) -> Array:
-        if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"to_reals converts float arrays, got {array.dtype}")
-        # A longdouble does not fit into one Python float, but into the sum of two.
-        high = array.astype(np.float64)
-        low = np.where(np.isfinite(array), array - high, 0).astype(np.float64)
-        balls = [arb(h) + arb(rest) for h, rest in zip(high.flat, low.flat, strict=True)]
-        return np.array(balls, dtype=object).reshape(array.shape)
-
-    return x.map(convert) if hasattr(x, "map") else convert(x)
-
-
-def from_reals(x: Any, dtype: Any = np.float64) -> Any:
-    """The midpoints of real balls, rounded to a float type; the way back from `to_reals`.
-
-    Args:
-        x: an `object` array of balls, or a record of them.
-        dtype: float32, float64 or longdouble.
-    """
-    target = np.dtype(dtype)
-
-    def nearest(ball: Any) -> Any:
-        high = float(ball.mid())
-        low = float((ball - _arb()(high)).mid()) if np.isfinite(high) else 0.0
-        return target.type(high) + target.type(low) if target == np.longdouble else high
-
-    def convert(array: Array) -> Array:
-        return np.array([nearest(b) for b in array.flat], target).reshape(array.shape)
-
-    return x.map(convert) if hasattr(x, "map") else convert(x)
-
-
-def radius(x: Array) -> Array:
-    """Upper bounds of the balls' radii, float64, the shape of x."""
-    return np.array([float(ball.rad().upper()) for ball in x.flat]).reshape(x.shape)
-
-
-def encloses(balls: Array, values: Array) -> Array:
-    """Where each ball contains the float beside it; Boolean, the shape of both."""
-    pairs = zip(balls.flat, to_reals(values).flat, strict=True)
-    return np.array([bool(ball.contains(value)) for ball, value in pairs]).reshape(balls.shape)
-
-
-def distance_bound(balls: Array, values: Array) -> Array:
-    """Rigorous upper bounds of |value - true value|, float64, the shape of both.
-
-    The true value is anywhere in its ball, so the bound is the distance to its far end.
-    """
-    pairs = zip(balls.flat, to_reals(values).flat, strict=True)
-    bounds = [float((value - ball).abs_upper()) * (1 + 2**-50) for ball, value in pairs]
-    return np.array(bounds).reshape(balls.shape)
-
-
 def _ball_max(a: Any, b: Any) -> Any:
     return a.max(b)
 
 
 def _ball_is_positive(ball: Any) -> Any:
-    arb = _arb()
+    arb = arb_type()
     if ball > 0:
         return arb(1)
     return arb(0) if ball <= 0 else arb(0.5, 0.5)
 
 
-def _arb() -> Any:
+def arb_type() -> Any:
+    """The class `flint.arb`; an ImportError that names the extra, if it is not installed."""
     try:
         from flint import arb
     except ImportError as error:

@@ -1,6 +1,7 @@
 """The float64 results against the real numbers, as rigorous balls.
 
-The bound, from embed_dim 3 on, for forward, backward and JVP: the error of any entry of a tensor is at most
+The bound, from embed_dim 3 on, for forward, backward and JVP: the error of any entry of a tensor is
+at most
 
     4 * (what moving every input by one unit in the last place changes, in exact arithmetic)
     + 16 u * (the largest entry),            u = 2^-53,

@@ -63,8 +63,11 @@ def hard_masked_softmax(
     """Softmax over the entries of each row that the mask allows (True = may attend).
 
     Returns:
-        The weights: exactly 0 where blocked; a row without an allowed entry is all zeros.
+        The weights: exactly 0 where blocked; a row without an allowed entry is all zeros, an empty
+        row stays empty.
     """
+    if x.shape[-1] == 0:
+        return x
     zero, one = scalars.zeros((), x.dtype), scalars.ones((), x.dtype)
     row_max = scalars.row_max(x, where=mask)
     # A blocked score becomes its row's maximum: no overflow in a number that is thrown away.

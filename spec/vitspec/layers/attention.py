@@ -10,6 +10,8 @@ Backward, given g = d_out, with row sums over keys:
 
     dA = g V^T     dV = A^T g     dS = A * (dA - sum(dA * A)) * c     dQ = dS K     dK = dS^T Q
 
+where dS, with its factor c, is the cotangent of Q K^T. (In Lean V is as wide as Q and K.)
+
 Lean: `attentionScaleDenom`, `allTrueMask`, `allFalseMask`, `causalMask`, `futureMask`,
 `scaledDotProductAttention`, `scaledDotProductAttentionBackward`, `scaledDotProductAttentionJvp`
 (`Layers/Attention.lean`).

@@ -20,6 +20,8 @@ from __future__ import annotations
 import numpy as np
 
 from vitspec import geometry, scalars
+from vitspec.config import natural_problem
+from vitspec.errors import InvalidArray, NotWellFormed
 from vitspec.records import Record, named, record
 from vitspec.scalars import matmul
 from vitspec.typing import Array, Scalar, typed
@@ -32,7 +34,15 @@ class Conv2DSpec(Record):
     stride: int
     padding: int
     kernel: Scalar[Array, "D C ph pw"]
-    bias: Scalar[Array, D]
+    bias: Scalar[Array, "D"]
+
+    def __post_init__(self) -> None:
+        """Check that stride and padding are natural numbers."""
+        super().__post_init__()
+        given = {"stride": self.stride, "padding": self.padding}
+        problems = {name: natural_problem(value) for name, value in given.items()}
+        if any(problems.values()):
+            raise NotWellFormed("Conv2DSpec", [f"nat: {n} {p}" for n, p in problems.items() if p])
 
 
 @record
@@ -40,7 +50,7 @@ class Conv2DGrads(Record):
     """Cotangents of the parameters of `Conv2DSpec`."""
 
     d_kernel: Scalar[Array, "D C ph pw"] = named("kernel")
-    d_bias: Scalar[Array, D] = named("bias")
+    d_bias: Scalar[Array, "D"] = named("bias")
 
 
 def window_rows(spec: Conv2DSpec, x_pad: Array) -> Array:
@@ -58,6 +68,20 @@ def output_grid(spec: Conv2DSpec, x: Array) -> tuple[int, int]:
         geometry.sliding_window_out_dim(H, ph, spec.stride, spec.padding),
         geometry.sliding_window_out_dim(W, pw, spec.stride, spec.padding),
     )
+
+
+def cotangent_rows(spec: Conv2DSpec, x: Array, d_out: Array) -> Array:
+    """The output's cotangent with the grid in one axis: (D, out_h, out_w) -> (D, T).
+
+    Raises:
+        InvalidArray: its grid is not that of the output.
+    """
+    out_h, out_w = output_grid(spec, x)
+    if d_out.shape[1:] != (out_h, out_w):
+        raise InvalidArray(
+            f"d_out: expected the output's grid {(out_h, out_w)}, got {d_out.shape[1:]}"
+        )
+    return d_out.reshape(d_out.shape[0], out_h * out_w)
 
 
 def kernel_as_matrix(kernel: Array) -> Array:
@@ -79,13 +103,12 @@ def conv2d_kernel_deriv(
     spec: Conv2DSpec, x: Scalar[Array, "C H W"], d_out: Scalar[Array, "D out_h out_w"]
 ) -> Scalar[Array, "D C ph pw"]:
     """d_kernel[o,c,di,dj] = sum_{i,j} x_pad[c, i s + di, j s + dj] d_out[o,i,j]."""
-    D, out_h, out_w = d_out.shape
     rows = window_rows(spec, geometry.pad(x, spec.padding))
-    return matmul(d_out.reshape(D, out_h * out_w), rows).reshape(spec.kernel.shape)
+    return matmul(cotangent_rows(spec, x, d_out), rows).reshape(spec.kernel.shape)
 
 
 @typed
-def conv2d_bias_deriv(d_out: Scalar[Array, "D out_h out_w"]) -> Scalar[Array, D]:
+def conv2d_bias_deriv(d_out: Scalar[Array, "D out_h out_w"]) -> Scalar[Array, "D"]:
     """d_bias[o] = sum_{i,j} d_out[o,i,j]."""
     D, out_h, out_w = d_out.shape
     return scalars.total(d_out.reshape(D, out_h * out_w), axis=1)
@@ -96,8 +119,7 @@ def conv2d_input_deriv(
     spec: Conv2DSpec, x: Scalar[Array, "C H W"], d_out: Scalar[Array, "D out_h out_w"]
 ) -> Scalar[Array, "C H W"]:
     """d_x[c,i,j]: the sum over all windows and taps that read pixel (i, j) of channel c."""
-    D, out_h, out_w = d_out.shape
-    d_rows = matmul(d_out.reshape(D, out_h * out_w).T, kernel_as_matrix(spec.kernel))
+    d_rows = matmul(cotangent_rows(spec, x, d_out).T, kernel_as_matrix(spec.kernel))
     d_x_pad = scalars.zeros(geometry.pad(x, spec.padding).shape, x.dtype)
     # The number of the padded pixel that each tap of each window reads: add its cotangent there.
     pixels = np.arange(d_x_pad.size).reshape(d_x_pad.shape)

@@ -8,8 +8,6 @@ Lean: `FeedForward`, `FeedForward.forward`, `FeedForward.backward`, `FeedForward
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vitspec import scalars
 from vitspec.layers.activation import relu, relu_backward, relu_jvp
 from vitspec.records import Record, named, record
@@ -23,8 +21,8 @@ class FeedForward(Record):
 
     w1: Scalar[Array, "D F"]
     w2: Scalar[Array, "F D"]
-    b1: Scalar[Array, F]
-    b2: Scalar[Array, D]
+    b1: Scalar[Array, "F"]
+    b2: Scalar[Array, "D"]
 
 
 @record
@@ -33,17 +31,17 @@ class FeedForwardGrads(Record):
 
     d_w1: Scalar[Array, "D F"] = named("w1")
     d_w2: Scalar[Array, "F D"] = named("w2")
-    d_b1: Scalar[Array, F] = named("b1")
-    d_b2: Scalar[Array, D] = named("b2")
+    d_b1: Scalar[Array, "F"] = named("b1")
+    d_b2: Scalar[Array, "D"] = named("b2")
 
 
-@dataclass(frozen=True)
-class FeedForwardTrace:
+@record
+class FeedForwardTrace(Record):
     """What the forward computed: its hidden layer before and after the ReLU, and its output."""
 
-    hidden: Array
-    activated: Array
-    output: Array
+    hidden: Scalar[Array, "n F"]
+    activated: Scalar[Array, "n F"]
+    output: Scalar[Array, "n D"]
 
 
 @typed

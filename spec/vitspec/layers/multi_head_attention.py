@@ -15,8 +15,7 @@ Lean: `MultiHeadAttention`, `splitHeadsSpec`, `combineHeadsSpec`, `MultiHeadAtte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from vitspec.errors import InvalidArray
 from vitspec.layers.attention import (
     attention_weights,
     scaled_dot_product_attention_backward,
@@ -37,6 +36,11 @@ class MultiHeadAttention(Record):
     wv: Scalar[Array, "D I"]
     wo: Scalar[Array, "I D"]
 
+    def __post_init__(self) -> None:
+        """Check that the heads divide I."""
+        super().__post_init__()
+        check_heads(self.head_count, self.wq.shape[1])
+
 
 @record
 class MultiHeadAttentionGrads(Record):
@@ -48,22 +52,31 @@ class MultiHeadAttentionGrads(Record):
     d_wo: Scalar[Array, "I D"] = named("wo")
 
 
-@dataclass(frozen=True)
-class MultiHeadAttentionTrace:
+@record
+class MultiHeadAttentionTrace(Record):
     """What the forward computed: Q, K, V and weights A by head, heads side by side, output."""
 
-    q: Array
-    k: Array
-    v: Array
-    weights: Array
-    concat: Array
-    output: Array
+    q: Scalar[Array, "H n d"]
+    k: Scalar[Array, "H n d"]
+    v: Scalar[Array, "H n d"]
+    weights: Scalar[Array, "H n n"]
+    concat: Scalar[Array, "n I"]
+    output: Scalar[Array, "n D"]
+
+
+def check_heads(head_count: int, I: int) -> None:  # noqa: E741 - Lean's letter
+    """Raise `InvalidArray` unless I columns can be shared out evenly over the heads."""
+    if head_count < 1 or I % head_count:
+        raise InvalidArray(
+            f"head_count must be positive and divide the heads' width I, got {head_count} and {I}"
+        )
 
 
 @typed
 def split_heads(x: Scalar[Array, "n I"], head_count: int) -> Scalar[Array, "H n d"]:
     """Column h * d + e of row i becomes entry [h, i, e]."""
     n, I = x.shape  # noqa: E741 - Lean's letter for the width of all heads
+    check_heads(head_count, I)
     return x.reshape(n, head_count, I // head_count).transpose(1, 0, 2)
 
 

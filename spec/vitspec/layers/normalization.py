@@ -13,7 +13,8 @@ Lean centres the already centred rows again to take their variance. Over the rea
 
     d_x = ((w - mean(w)) - xhat * mean(w * xhat)) / std,    w = d_y * gamma
 
-The linear map from w to d_x is symmetric, so it serves the JVP too.
+The linear map from w to d_x is symmetric, so it serves the JVP too. (Lean multiplies by 1 / std
+where this divides: the same but for rounding.)
 
 Lean: `layerNorm`, `layerNormBackward`, `layerNormJvp` (`Layers/Normalization/Core.lean`).
 """
@@ -23,12 +24,15 @@ from __future__ import annotations
 import numpy as np
 
 from vitspec import scalars
+from vitspec.errors import InvalidArray
 from vitspec.scalars import EPSILON, mean
 from vitspec.typing import Array, Scalar, typed
 
 
 def normalize(x: Array) -> tuple[Array, Array]:
     """The normalised rows xhat (n, D) and their standard deviations std (n, 1)."""
+    if x.shape[-1] == 0:
+        raise InvalidArray(f"layer_norm needs at least one feature, got shape {x.shape}")
     centred = x - mean(x, axis=-1, keepdims=True)
     twice_centred = centred - mean(centred, axis=-1, keepdims=True)
     variance = mean(twice_centred * twice_centred, axis=-1, keepdims=True)
@@ -45,7 +49,7 @@ def normalize_derivative(xhat: Array, std: Array, w: Array) -> Array:
 
 @typed
 def layer_norm(
-    x: Scalar[Array, "n D"], gamma: Scalar[Array, D], beta: Scalar[Array, D]
+    x: Scalar[Array, "n D"], gamma: Scalar[Array, "D"], beta: Scalar[Array, "D"]
 ) -> Scalar[Array, "n D"]:
     """Each row of x normalised, scaled by gamma and shifted by beta."""
     xhat, _ = normalize(x)
@@ -54,8 +58,8 @@ def layer_norm(
 
 @typed
 def layer_norm_backward(
-    x: Scalar[Array, "n D"], gamma: Scalar[Array, D], d_out: Scalar[Array, "n D"]
-) -> tuple[Scalar[Array, "n D"], Scalar[Array, D], Scalar[Array, D]]:
+    x: Scalar[Array, "n D"], gamma: Scalar[Array, "D"], d_out: Scalar[Array, "n D"]
+) -> tuple[Scalar[Array, "n D"], Scalar[Array, "D"], Scalar[Array, "D"]]:
     """The cotangents (d_x, d_gamma, d_beta)."""
     xhat, std = normalize(x)
     d_x = normalize_derivative(xhat, std, d_out * gamma)
@@ -65,10 +69,10 @@ def layer_norm_backward(
 @typed
 def layer_norm_jvp(
     x: Scalar[Array, "n D"],
-    gamma: Scalar[Array, D],
+    gamma: Scalar[Array, "D"],
     dx: Scalar[Array, "n D"],
-    d_gamma: Scalar[Array, D],
-    d_beta: Scalar[Array, D],
+    d_gamma: Scalar[Array, "D"],
+    d_beta: Scalar[Array, "D"],
 ) -> Scalar[Array, "n D"]:
     """The tangent of the output along (dx, d_gamma, d_beta)."""
     xhat, std = normalize(x)

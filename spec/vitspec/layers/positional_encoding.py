@@ -21,7 +21,7 @@ class PositionalEncodingSpec(Record):
 def add_positional_encoding(
     spec: PositionalEncodingSpec, x: Scalar[Array, "n D"]
 ) -> Scalar[Array, "n D"]:
-    """X + pos."""
+    """x + pos."""
     return x + spec.pos
 
 

@@ -13,7 +13,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,27 +28,37 @@ from vitspec.models.transformer import TransformerEncoder, TransformerEncoderLay
 from vitspec.typing import Array
 
 
-def check_model(config: ViTConfig, in_channels: int, height: int, width: int, *, cls: bool) -> None:
-    """Raise `NotWellFormed`, listing every broken rule, unless such a model can exist.
+def check_model(
+    config: ViTConfig, in_channels: Any, height: Any, width: Any, *, cls: bool
+) -> tuple[int, int, int]:
+    """The image's size as integers; raise `NotWellFormed` unless such a model can exist.
 
     To the rules of the configuration it adds `nat` for the image's size, `h_inC` (at least one
-    channel) and, for the mean-pooling model, `h_tok` (at least one token).
+    channel) and, for the mean-pooling model, `h_tok` (at least one token). Lean demands `h_tok`
+    when the forward runs; here there is no model without it. All broken rules are listed.
     """
+    if not isinstance(config, ViTConfig):
+        raise NotWellFormed(
+            f"config = {config!r}", [f"config: expected a ViTConfig, got {type(config).__name__}"]
+        )
     image = {"in_channels": in_channels, "height": height, "width": width}
     problems = {name: natural_problem(value) for name, value in image.items()}
     violations = [f"nat: {name} {problem}" for name, problem in problems.items() if problem]
     violations += config.violations()
-    if in_channels == 0:
-        violations.append("h_inC: in_channels must not be 0")
-    if not violations and not cls and patch_count(config, height, width) == 0:
-        violations.append(
-            f"h_tok: mean pooling needs at least one token, but no patch fits into {height} x "
-            f"{width} (stride {config.stride}, padding {config.padding})"
-        )
+    subject = repr(config)
+    if not any(problems.values()):
+        C, H, W = (operator.index(value) for value in image.values())
+        subject += f" for an image of {C} x {H} x {W}"
+        if C == 0:
+            violations.append("h_inC: in_channels must not be 0")
+        if not cls and not config.violations() and patch_count(config, H, W) == 0:
+            violations.append(
+                f"h_tok: mean pooling needs at least one token, but no patch fits into {H} x {W} "
+                f"(stride {config.stride}, padding {config.padding})"
+            )
     if violations:
-        raise NotWellFormed(
-            f"{config!r} for an image of {in_channels} x {height} x {width}", violations
-        )
+        raise NotWellFormed(subject, violations)
+    return C, H, W
 
 
 def parameter_shapes(

@@ -6,7 +6,7 @@ One layer, on x (n, D):
 
 The encoder composes its layers; with no layers it is the identity. The backward pass runs the
 forward, then walks back from the last layer to the first. Its gradients come in the order of the
-layers: Lean's list is reversed once too often (`docs/deviations.md`, entry (a)).
+layers: Lean's list is reversed once too often (`docs/deviations.md`, DEV-1).
 
 Lean: `TransformerEncoderLayer`, `TransformerEncoder` and their `.forward`, `.backward`,
 `TransformerEncoderLayerGrads` (`Models/Transformer.lean`).
@@ -14,8 +14,7 @@ Lean: `TransformerEncoderLayer`, `TransformerEncoder` and their `.forward`, `.ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from vitspec.errors import InvalidParameters
 from vitspec.layers.feed_forward import (
     FeedForward,
     FeedForwardGrads,
@@ -34,7 +33,7 @@ from vitspec.layers.multi_head_attention import (
 )
 from vitspec.layers.normalization import layer_norm, layer_norm_backward, layer_norm_jvp
 from vitspec.records import Record, named, record
-from vitspec.typing import Array, Scalar, typed
+from vitspec.typing import Array, Scalar, TupleOf, typed
 
 
 @record
@@ -43,10 +42,10 @@ class TransformerEncoderLayer(Record):
 
     mha: MultiHeadAttention
     ffn: FeedForward
-    norm1_gamma: Scalar[Array, D]
-    norm1_beta: Scalar[Array, D]
-    norm2_gamma: Scalar[Array, D]
-    norm2_beta: Scalar[Array, D]
+    norm1_gamma: Scalar[Array, "D"]
+    norm1_beta: Scalar[Array, "D"]
+    norm2_gamma: Scalar[Array, "D"]
+    norm2_beta: Scalar[Array, "D"]
 
 
 @record
@@ -55,23 +54,23 @@ class TransformerEncoderLayerGrads(Record):
 
     mha: MultiHeadAttentionGrads
     ffn: FeedForwardGrads
-    d_norm1_gamma: Scalar[Array, D] = named("norm1_gamma")
-    d_norm1_beta: Scalar[Array, D] = named("norm1_beta")
-    d_norm2_gamma: Scalar[Array, D] = named("norm2_gamma")
-    d_norm2_beta: Scalar[Array, D] = named("norm2_beta")
+    d_norm1_gamma: Scalar[Array, "D"] = named("norm1_gamma")
+    d_norm1_beta: Scalar[Array, "D"] = named("norm1_beta")
+    d_norm2_gamma: Scalar[Array, "D"] = named("norm2_gamma")
+    d_norm2_beta: Scalar[Array, "D"] = named("norm2_beta")
 
 
-@dataclass(frozen=True)
-class EncoderLayerTrace:
-    """What one layer computed from its input, each (n, D)."""
+@record
+class EncoderLayerTrace(Record):
+    """What one layer computed from its input."""
 
-    input: Array
+    input: Scalar[Array, "n D"]
     mha: MultiHeadAttentionTrace
-    residual1: Array
-    normed1: Array
+    residual1: Scalar[Array, "n D"]
+    normed1: Scalar[Array, "n D"]
     ffn: FeedForwardTrace
-    residual2: Array
-    output: Array
+    residual2: Scalar[Array, "n D"]
+    output: Scalar[Array, "n D"]
 
 
 @typed
@@ -150,7 +149,7 @@ def encoder_layer_jvp(
 class TransformerEncoder(Record):
     """Layers, first to last."""
 
-    layers: tuple[TransformerEncoderLayer, ...]
+    layers: TupleOf[TransformerEncoderLayer]
 
 
 @typed
@@ -162,9 +161,7 @@ def encoder(spec: TransformerEncoder, x: Scalar[Array, "n D"]) -> Scalar[Array, 
 
 
 @typed
-def encoder_trace(
-    spec: TransformerEncoder, x: Scalar[Array, "n D"]
-) -> tuple[EncoderLayerTrace, ...]:
+def encoder_trace(spec: TransformerEncoder, x: Scalar[Array, "n D"]) -> TupleOf[EncoderLayerTrace]:
     """What each layer computed, first to last."""
     traces = []
     for layer in spec.layers:
@@ -178,8 +175,8 @@ def encoder_backward(
     spec: TransformerEncoder,
     x: Scalar[Array, "n D"],
     d_out: Scalar[Array, "n D"],
-    traces: tuple[EncoderLayerTrace, ...] | None = None,
-) -> tuple[tuple[TransformerEncoderLayerGrads, ...], Scalar[Array, "n D"]]:
+    traces: TupleOf[EncoderLayerTrace] | None = None,
+) -> tuple[TupleOf[TransformerEncoderLayerGrads], Scalar[Array, "n D"]]:
     """The cotangents of the layers' parameters, first layer first, and of x.
 
     `traces` saves work where the caller has just run the forward at the same point.
@@ -198,9 +195,12 @@ def encoder_jvp(
     x: Scalar[Array, "n D"],
     tangent: TransformerEncoder,
     dx: Scalar[Array, "n D"],
-    traces: tuple[EncoderLayerTrace, ...] | None = None,
+    traces: TupleOf[EncoderLayerTrace] | None = None,
 ) -> Scalar[Array, "n D"]:
     """The tangent of the output along the layers' `tangent` and dx."""
+    if len(tangent.layers) != len(spec.layers):
+        problem = f"expected {len(spec.layers)} layers, got {len(tangent.layers)}"
+        raise InvalidParameters("The tangent's parameters", [problem])
     traces = encoder_trace(spec, x) if traces is None else traces
     for layer, layer_tangent, trace in zip(spec.layers, tangent.layers, traces, strict=True):
         dx = encoder_layer_jvp(layer, trace.input, layer_tangent, dx, trace)

@@ -7,8 +7,10 @@
     pooled   = mean of the rows          | row 0                         (D,)
     logits   = W pooled + b              (K,)
 
-No batch axis, no mask, no dropout, no final normalisation. The mean needs at least one token (rule
-`h_tok`); the CLS model works without any. Both need at least one channel (rule `h_inC`).
+Cotangents and tangents have the names of what they belong to: `d_image` is the image's cotangent in
+`backward` and its tangent in `jvp`. There is no batch axis, no mask, no dropout, and no final
+normalisation. The mean needs at least one token (rule `h_tok`); the CLS model works without any.
+Both need at least one channel (rule `h_inC`).
 
 Lean: `ViTSpec`, `ViTGrads`, `ViTClsSpec`, `ViTClsGrads` and `.forward`, `.backward`
 (`Models/Vit.lean`). The JVPs have no counterpart in Lean.
@@ -25,7 +27,7 @@ import numpy as np
 
 from vitspec import geometry
 from vitspec.config import ViTConfig
-from vitspec.errors import InvalidParameters
+from vitspec.errors import InvalidArray, InvalidParameters
 from vitspec.layers.conv2d import Conv2DSpec, conv2d, conv2d_backward, conv2d_jvp
 from vitspec.layers.linear import LinearSpec, linear, linear_backward, linear_jvp
 from vitspec.layers.positional_encoding import (
@@ -58,8 +60,8 @@ from vitspec.models.transformer import (
     encoder_jvp,
     encoder_trace,
 )
-from vitspec.records import Record, check_array, check_flat, named, record
-from vitspec.typing import Array, Scalar
+from vitspec.records import Record, check_array, check_flat, is_scalar_type, named, record
+from vitspec.typing import SCALAR_TYPES, Array, Scalar, TupleOf
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,20 @@ class _VisionTransformer(Record, ABC):
             NotWellFormed: the configuration breaks a rule, or the image has no channel or (for mean
                 pooling) no patch.
         """
-        check_model(config, in_channels, height, width, cls=cls.has_cls_token)
-        shapes = parameter_shapes(config, in_channels, height, width, cls=cls.has_cls_token)
+        C, H, W = check_model(config, in_channels, height, width, cls=cls.has_cls_token)
+        if not isinstance(rng, np.random.Generator):
+            raise InvalidArray(
+                f"rng: expected a numpy.random.Generator, got {type(rng).__name__}; "
+                "np.random.default_rng(0) makes one"
+            )
+        if not is_scalar_type(dtype) or np.dtype(dtype) == np.dtype(object):
+            raise InvalidArray(
+                f"dtype: expected one of {', '.join(SCALAR_TYPES[:-1])}, got {np.dtype(dtype)}; "
+                "to_reals makes real balls of floats"
+            )
+        shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
         flat = random_parameters(shapes, rng, np.dtype(dtype))
-        return cls.from_flat(config, flat, in_channels=in_channels, height=height, width=width)
+        return cls.from_flat(config, flat, in_channels=C, height=H, width=W)
 
     @classmethod
     def from_flat(
@@ -152,8 +164,8 @@ class _VisionTransformer(Record, ABC):
             InvalidParameters: names are missing or unexpected, shapes are wrong or scalar types are
                 mixed; all of it is listed.
         """
-        check_model(config, in_channels, height, width, cls=cls.has_cls_token)
-        shapes = parameter_shapes(config, in_channels, height, width, cls=cls.has_cls_token)
+        C, H, W = check_model(config, in_channels, height, width, cls=cls.has_cls_token)
+        shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
         check_flat(flat, shapes, f"The parameters of {cls.__name__}")
         parts: dict[str, Any] = {
             "config": config,
@@ -166,15 +178,15 @@ class _VisionTransformer(Record, ABC):
             "pos_enc": PositionalEncodingSpec(pos=flat["pos_enc.pos"]),
             "encoder": build_encoder(config, flat),
             "head": LinearSpec(weights=flat["head.weights"], bias=flat["head.bias"]),
-            "in_channels": in_channels,
-            "height": height,
-            "width": width,
+            "in_channels": C,
+            "height": H,
+            "width": W,
         }
         if cls.has_cls_token:
             parts["cls_token"] = flat["cls_token"]
         return cls(**parts)
 
-    def forward(self, image: Scalar[Array, "C H W"]) -> Scalar[Array, K]:
+    def forward(self, image: Scalar[Array, "C H W"]) -> Scalar[Array, "K"]:
         """The logits of one image.
 
         Args:
@@ -196,7 +208,7 @@ class _VisionTransformer(Record, ABC):
         return ViTTrace(embedded, layers, encoded, pooled, logits=linear(self.head, pooled))
 
     def backward(
-        self, image: Scalar[Array, "C H W"], d_logits: Scalar[Array, K]
+        self, image: Scalar[Array, "C H W"], d_logits: Scalar[Array, "K"]
     ) -> tuple[Any, Scalar[Array, "C H W"]]:
         """The cotangents of all parameters (`ViTGrads`, `ViTClsGrads`) and of the image.
 
@@ -233,7 +245,7 @@ class _VisionTransformer(Record, ABC):
 
     def jvp(
         self, image: Scalar[Array, "C H W"], tangent: Self, d_image: Scalar[Array, "C H W"]
-    ) -> Scalar[Array, K]:
+    ) -> Scalar[Array, "K"]:
         """The tangent of the logits along the parameters' `tangent` and d_image.
 
         Args:
@@ -268,6 +280,8 @@ class _VisionTransformer(Record, ABC):
         if tangent.dtype != self.dtype:
             problem = f"expected scalar type {self.dtype}, got {tangent.dtype}"
             raise InvalidParameters("The tangent's parameters", [problem])
+        for name, leaf in tangent.to_flat().items():
+            check_array(f"tangent {name}", leaf, leaf.shape, "as in the model", self.dtype)
 
     @abstractmethod
     def _sequence(self, tokens: Array) -> Array: ...
@@ -287,11 +301,11 @@ class ViTGrads(Record):
     """Cotangents of the parameters of `ViTSpec`; `d_encoder` is in the order of the layers."""
 
     d_patch_kernel: Scalar[Array, "D C ph pw"] = named("patch_embed.kernel")
-    d_patch_bias: Scalar[Array, D] = named("patch_embed.bias")
+    d_patch_bias: Scalar[Array, "D"] = named("patch_embed.bias")
     d_pos: Scalar[Array, "T D"] = named("pos_enc.pos")
-    d_encoder: tuple[TransformerEncoderLayerGrads, ...] = named("encoder.layers")
+    d_encoder: TupleOf[TransformerEncoderLayerGrads] = named("encoder.layers")
     d_head_w: Scalar[Array, "K D"] = named("head.weights")
-    d_head_b: Scalar[Array, K] = named("head.bias")
+    d_head_b: Scalar[Array, "K"] = named("head.bias")
 
 
 @record
@@ -340,12 +354,12 @@ class ViTClsGrads(Record):
     """Cotangents of the parameters of `ViTClsSpec`; `d_encoder` is in the order of the layers."""
 
     d_patch_kernel: Scalar[Array, "D C ph pw"] = named("patch_embed.kernel")
-    d_patch_bias: Scalar[Array, D] = named("patch_embed.bias")
-    d_cls_token: Scalar[Array, D] = named("cls_token")
+    d_patch_bias: Scalar[Array, "D"] = named("patch_embed.bias")
+    d_cls_token: Scalar[Array, "D"] = named("cls_token")
     d_pos: Scalar[Array, "n D"] = named("pos_enc.pos")
-    d_encoder: tuple[TransformerEncoderLayerGrads, ...] = named("encoder.layers")
+    d_encoder: TupleOf[TransformerEncoderLayerGrads] = named("encoder.layers")
     d_head_w: Scalar[Array, "K D"] = named("head.weights")
-    d_head_b: Scalar[Array, K] = named("head.bias")
+    d_head_b: Scalar[Array, "K"] = named("head.bias")
 
 
 @record
@@ -360,7 +374,7 @@ class ViTClsSpec(_VisionTransformer):
     height: int
     width: int
     patch_embed: Conv2DSpec
-    cls_token: Scalar[Array, D]
+    cls_token: Scalar[Array, "D"]
     pos_enc: PositionalEncodingSpec
     encoder: TransformerEncoder
     head: LinearSpec

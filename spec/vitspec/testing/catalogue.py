@@ -2,8 +2,9 @@
 
 A deviation names one function of the specification, a piece of its source, and what stands there
 instead. `planted` runs the specification with that mistake; nothing on disk changes, and the
-specification itself has no switches. A `both` deviation changes the function that is computed and
-its derivative together; a `forward` one leaves the hand-written derivatives as they are.
+specification itself has no switches. A `both` deviation sits in a function that the forward and its
+derivatives share, which need not match any more; a `forward` one leaves the hand-written
+derivatives as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Deviation:
 
     Attributes:
         name: permanent, in kebab case.
-        kind: what it changes: `forward`, `backward`, `jvp`, or `both` forward and derivatives.
+        kind: what it changes: `forward`, `backward`, `jvp`, or what these share (`both`).
         function: where, as "module:function" below `vitspec`.
         old: source text that occurs in that function exactly once.
         new: what replaces it.

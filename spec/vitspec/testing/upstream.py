@@ -54,8 +54,9 @@ from vitspec.models.transformer import (
     encoder_trace,
 )
 from vitspec.models.vit import ViTClsSpec, ViTSpec
+from vitspec.reals import complex_step_derivative
 from vitspec.records import Record
-from vitspec.scalars import complex_step_derivative, matmul
+from vitspec.scalars import matmul
 from vitspec.typing import Array, Bool, Scalar, typed
 
 # ---- DEV-1: the order of the encoder's gradients -------------------------------------------------
