@@ -264,12 +264,12 @@ def test_numpy_integers_are_accepted_as_image_size(kind):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        pytest.param({"config": None}, "config"),
-        pytest.param({"config": TransformerStackConfig()}, "ViTConfig"),
-        pytest.param({"rng": 0}, "rng"),
-        pytest.param({"dtype": np.int64}, "dtype"),
-        pytest.param({"dtype": np.float16}, "dtype"),
-        pytest.param({"dtype": object}, "dtype"),
+        ({"config": None}, "config"),
+        ({"config": TransformerStackConfig()}, "ViTConfig"),
+        ({"rng": 0}, "rng"),
+        ({"dtype": np.int64}, "dtype"),
+        ({"dtype": np.float16}, "dtype"),
+        ({"dtype": object}, "dtype"),
     ],
     ids=["no config", "another config", "a seed for rng", "int64", "float16", "object"],
 )
@@ -319,7 +319,7 @@ def test_parameters_for_another_image_size_are_refused(model, no_draw):
 
 @pytest.mark.parametrize(
     "dtype",
-    [pytest.param(dtype) for dtype in ("int64", "float16", "complex64", "bool")],
+    ["int64", "float16", "complex64", "bool"],
 )
 def test_flat_parameters_of_no_scalar_world_are_refused(model, dtype):
     flat = {name: leaf.astype(dtype) for name, leaf in model.to_flat().items()}
@@ -670,6 +670,23 @@ def _encoder(layers):
 def test_layer_refuses_an_array_that_does_not_fit_its_record(call):
     with pytest.raises(CLEAR):
         call()
+
+
+def test_axis_errors_name_the_function_the_axis_and_both_holders():
+    with pytest.raises(InvalidArray) as error:
+        multi_head_attention(MHA, normal(4, 5))
+    message = str(error.value)
+    for part in ("multi_head_attention", "axis D", "7 in mha.wq", "5 in x"):
+        assert part in message
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_every_layer_of_an_encoder_is_checked_not_one_at_random(place):
+    layers = [*_encoder(3).layers]
+    layers[place] = layers[place].mha
+    for _ in range(5):
+        with pytest.raises(TypeCheckError, match="layers"):
+            TransformerEncoder(tuple(layers))
 
 
 # ---- one call, one world -----------------------------------------------------------------------
