@@ -14,11 +14,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
 from vitfast.attention import AttentionFn
 from vitspec.config import ViTConfig
+from vitspec.geometry import sliding_window_out_dim
 from vitspec.scalars import EPSILON
 
 
@@ -44,14 +46,22 @@ class Conv2D(nnx.Module):
 
         The grid must have a position: the stride is not 0 and the patch fits the padded image.
         """
-        y = jax.lax.conv_general_dilated(
-            x,
-            self.kernel[...],
-            window_strides=(self.stride, self.stride),
-            padding=[(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+        # The windows are read by index and multiplied as a matrix. XLA's own convolution is the
+        # same map, but its compiler for the CPU (jaxlib 0.10.2) aborts on some of the gradients.
+        _, _, ph, pw = self.kernel.shape
+        s, p = self.stride, self.padding
+        x_pad = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+        rows, columns = (
+            window_indices(size, k, s) for size, k in zip(x_pad.shape[1:3], (ph, pw), strict=True)
         )
-        return y + self.bias[...]
+        windows = x_pad[:, rows[:, None, :, None], columns[None, :, None, :]]
+        return jnp.einsum("Bijdec,ocde->Bijo", windows, self.kernel[...]) + self.bias[...]
+
+
+def window_indices(size: int, kernel: int, stride: int) -> np.ndarray:
+    """Which positions of an axis each window reads: (windows, kernel), i * stride + di."""
+    count = sliding_window_out_dim(size, kernel, stride, padding=0)
+    return np.arange(count)[:, None] * stride + np.arange(kernel)[None, :]
 
 
 class PositionalEncoding(nnx.Module):
@@ -61,7 +71,7 @@ class PositionalEncoding(nnx.Module):
         self.pos = new(n, embed_dim, scale=0.02)
 
     def __call__(self, x: Float[jax.Array, "B n D"]) -> Float[jax.Array, "B n D"]:
-        """X + pos."""
+        """x + pos."""
         return x + self.pos[...]
 
 

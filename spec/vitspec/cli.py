@@ -55,7 +55,7 @@ def check(
     ] = None,
     cases: Annotated[
         int, typer.Option(min=0, help="Small random configurations for each implementation.")
-    ] = 120,
+    ] = 100,
     photograph: Annotated[
         bool, typer.Option(help="Check on the photograph with ViT-Base/16 at full size.")
     ] = True,
@@ -84,10 +84,7 @@ def check(
             info = {"version": one.version, "spec": one.spec, "dtype": one.dtype}
             report.implementations[name] = info
         workers = min(os.cpu_count() or 1, 8)
-        with (
-            _progress() as progress,
-            checks.case_pool(list(loaded), seed, cases, workers) as case_results,
-        ):
+        with _progress() as progress:
             if photograph:
                 steps = len(loaded) * (3 + checks.PHOTOGRAPH_RUNS)
                 task = progress.add_task("photograph", total=steps)
@@ -102,7 +99,7 @@ def check(
                 progress.update(task, description="photograph")
             if cases:
                 task = progress.add_task("small configurations", total=cases * len(loaded))
-                for batch in case_results:
+                for batch in checks.check_cases(list(loaded), seed, cases, workers):
                     report.cases += batch
                     progress.update(task, advance=len(batch))
     except implementations.AdapterError as error:
@@ -136,6 +133,14 @@ def bench(
         console.print(table)
     if json is not None:
         write_json(json, bench_json(timings))
+
+
+@app.command()
+def deviations() -> None:
+    """Print the figures of docs/deviations.md: where TorchLean departs from itself."""
+    from vitspec.testing.upstream import deviation_report
+
+    console.print(deviation_report(), highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from vitspec.geometry import patch_count
 from vitspec.layers.activation import relu, softmax
 from vitspec.layers.normalization import layer_norm
 from vitspec.models.vit import ViTSpec
-from vitspec.typing import Array
 
 Shape = tuple[int, ...]
 
@@ -136,17 +135,13 @@ def _interleaved(tasks: dict[str, Callable[[], object]], repetitions: int) -> di
 
 
 def _runner(shapes: list[tuple[Shape, Shape]], dtype: str) -> Callable[[], None]:
-    """A function that computes these products, on one pair of operands for each shape."""
+    """A function that computes these products, each on operands of its own, as a model's are."""
     rng = np.random.default_rng(0)
-
-    def draw(shape: Shape) -> Array:
-        return rng.standard_normal(shape).astype(dtype)
-
-    operands = {pair: (draw(pair[0]), draw(pair[1])) for pair in dict.fromkeys(shapes)}
+    operands = [tuple(rng.standard_normal(s, np.float32).astype(dtype) for s in p) for p in shapes]
 
     def run() -> None:
-        for pair in shapes:
-            np.matmul(*operands[pair])
+        for a, b in operands:
+            np.matmul(a, b)
 
     return run
 

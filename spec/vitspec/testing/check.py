@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -156,14 +156,13 @@ def check_seeds(name: str, seeds: Sequence[int]) -> list[CaseResult]:
     return [check_case(implementation, case) for case in cases]
 
 
-@contextmanager
-def case_pool(
+def check_cases(
     names: Sequence[str], seed: int, cases: int, workers: int
-) -> Iterator[Iterator[list[CaseResult]]]:
-    """Start checking `cases` small cases with each implementation, in processes.
+) -> Iterator[list[CaseResult]]:
+    """Check installed implementations on `cases` small cases each, in processes.
 
     Yields:
-        An iterator over the results, in batches, as they come.
+        The results in batches, as they come.
     """
     # One thread each, and no shape checks on what is drawn here: the workers are many and the
     # matrices small.
@@ -173,11 +172,16 @@ def case_pool(
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
         futures = [
-            pool.submit(check_seeds, name, [seed * 100_003 + i for i in batch])
+            pool.submit(check_seeds, name, [seed * 100_003 + int(i) for i in batch])
             for batch in np.array_split(np.arange(cases), max(cases // BATCH, 1))
             for name in names
         ]
-        yield (future.result() for future in as_completed(futures))
+        yield from (future.result() for future in as_completed(futures))
+    except BrokenProcessPool as error:
+        raise implementations.AdapterError(
+            "an implementation ended its process (a crash in native code, or out of memory?) on "
+            "one of the small configurations; --no-photograph and a smaller --cases narrow it down"
+        ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         os.environ.clear()

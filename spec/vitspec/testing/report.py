@@ -125,19 +125,19 @@ def photograph_table(name: str, info: dict[str, str], grades: Sequence[Grade]) -
 def cases_table(results: Sequence[CaseResult]) -> Table:
     """One row for each implementation's small cases, with the worst tensor of all."""
     table = Table(title="small random configurations", title_justify="left")
-    table.add_column("implementation")
-    for heading in ("configurations", "tensors", "failed"):
+    table.add_column("as", no_wrap=True)
+    for heading in ("configs", "tensors", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("worst tensor", overflow="fold")
     for heading in ("error", "price", "ratio"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for name in sorted({r.implementation for r in results}):
         own = [r for r in results if r.implementation == name]
         worst = max((r.worst for r in own), key=lambda g: (not g.conforms, g.ratio))
         failed = sum(bool(r.failures) for r in own)
         table.add_row(
-            name,
+            own[0].case.spec,
             str(len({r.case.config for r in own})),
             str(sum(r.tensors for r in own)),
             str(failed),
