@@ -32,6 +32,8 @@ class Case:
     height: int
     width: int
     seed: int
+    scale: float = 1.0
+    """Of the encoder's input. A small one makes the epsilon of the first normalisation count."""
 
     @property
     def size(self) -> dict[str, int]:
@@ -45,7 +47,12 @@ class Case:
 
     def model(self) -> Any:
         """The `ViTSpec` or `ViTClsSpec`."""
-        return MODELS[self.spec].init(self.config, **self.size, rng=self._rng(0))
+        model_type = MODELS[self.spec]
+        flat = model_type.init(self.config, **self.size, rng=self._rng(0)).to_flat()
+        for name in flat.keys() & {"patch_embed.kernel", "patch_embed.bias", "cls_token"}:
+            flat[name] = flat[name] * self.scale
+        flat["pos_enc.pos"] = flat["pos_enc.pos"] * self.scale
+        return model_type.from_flat(self.config, flat, **self.size)
 
     def image(self) -> Array:
         """(C, H, W), normal."""
@@ -88,7 +95,9 @@ def random_case(rng: np.random.Generator, spec: str) -> Case:
         )
         height, width = integer(1, 9), integer(1, 9)
         if patch_count(config, height, width) > 0:
-            return Case(spec, config, integer(1, 3), height, width, seed=integer(0, 2**31))
+            channels, seed = integer(1, 3), integer(0, 2**31)
+            scale = float(rng.choice([1.0, 0.01]))
+            return Case(spec, config, channels, height, width, seed, scale)
 
 
 KINK_MARGIN = 1e-3

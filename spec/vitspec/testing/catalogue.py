@@ -216,7 +216,7 @@ CATALOGUE: tuple[Deviation, ...] = (
     ),
     Deviation(
         "positions-skip-first-row", "forward", "layers.positional_encoding:add_positional_encoding",
-        "return x + spec.pos", "return np.concatenate([x[:1], x[1:] + spec.pos[1:]])",
+        "return x + spec.pos", "pos = spec.pos.copy(); pos[0] = 0; return x + pos",
         "no position is added to row 0 (the CLS token's)",
     ),
     Deviation(
