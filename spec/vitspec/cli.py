@@ -85,25 +85,22 @@ def check(
             report.implementations[name] = info
         workers = min(os.cpu_count() or 1, 8)
         with _progress() as progress:
-            if photograph:
-                steps = len(loaded) * (3 + checks.PHOTOGRAPH_RUNS)
-                task = progress.add_task("photograph", total=steps)
-                for name, implementation in loaded.items():
-
-                    def step(what: str, name: str = name) -> None:
-                        progress.update(task, advance=1, description=f"{name}: {what}")
-
-                    report.photograph[name] = checks.check_photograph(
-                        implementation, seed, progress=step
-                    )
-                progress.update(task, description="photograph")
-            if cases:
-                task = progress.add_task("small configurations", total=cases * len(loaded))
-                for batch in checks.check_cases(list(loaded), seed, cases, workers):
-                    report.cases += batch
-                    progress.update(task, advance=len(batch))
+            pictures = progress.add_task(
+                "photograph, ViT-Base/16", total=len(loaded), visible=photograph
+            )
+            small = progress.add_task(
+                "small configurations", total=cases * len(loaded), visible=cases > 0
+            )
+            for result in checks.check_installed(list(loaded), seed, cases, photograph, workers):
+                if isinstance(result, checks.PhotographResult):
+                    report.photograph[result.implementation] = result.grades
+                    progress.update(pictures, advance=1)
+                else:
+                    report.cases += result
+                    progress.update(small, advance=len(result))
     except implementations.AdapterError as error:
         _fail(3, str(error))
+    report.photograph = dict(sorted(report.photograph.items()))
     report.cases.sort(key=lambda r: (r.implementation, r.case.seed))
     print_report(report, console)
     console.print(f"{time.monotonic() - start:.0f} s", style="dim", highlight=False)

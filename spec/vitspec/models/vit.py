@@ -199,22 +199,30 @@ class _VisionTransformer(Record, ABC):
 
     def trace(self, image: Scalar[Array, "C H W"]) -> ViTTrace:
         """The forward, with every intermediate value."""
-        self._check_image("image", image)
-        tokens = grid_to_tokens(conv2d(self.patch_embed, image))
-        embedded = add_positional_encoding(self.pos_enc, self._sequence(tokens))
+        embedded = self.embed(image)
         layers = encoder_trace(self.encoder, embedded)
         encoded = layers[-1].output if layers else embedded
         pooled = self._pool(encoded)
         return ViTTrace(embedded, layers, encoded, pooled, logits=linear(self.head, pooled))
 
+    def embed(self, image: Scalar[Array, "C H W"]) -> Scalar[Array, "n D"]:
+        """The encoder's input: the sequence of tokens with their positions."""
+        self._check_image("image", image)
+        tokens = grid_to_tokens(conv2d(self.patch_embed, image))
+        return add_positional_encoding(self.pos_enc, self._sequence(tokens))
+
     def backward(
-        self, image: Scalar[Array, "C H W"], d_logits: Scalar[Array, "K"]
+        self,
+        image: Scalar[Array, "C H W"],
+        d_logits: Scalar[Array, "K"],
+        trace: ViTTrace | None = None,
     ) -> tuple[Any, Scalar[Array, "C H W"]]:
         """The cotangents of all parameters (`ViTGrads`, `ViTClsGrads`) and of the image.
 
         Args:
             image: as in `forward`.
             d_logits: the cotangent of the logits.
+            trace: saves work where the caller has just run `trace` on this image.
 
         Raises:
             InvalidArray: an array is not of the model's size and scalar type, or not finite.
@@ -222,7 +230,7 @@ class _VisionTransformer(Record, ABC):
         self._check_image("image", image)
         K = self.config.num_classes
         check_array("d_logits", d_logits, (K,), "classes", self.dtype)
-        t = self.trace(image)
+        t = trace or self.trace(image)
         head_grads, d_pooled = linear_backward(self.head, t.pooled, d_logits)
         d_encoded = self._pool_backward(d_pooled, n=t.encoded.shape[0])
         d_encoder, d_embedded = encoder_backward(self.encoder, t.embedded, d_encoded, t.layers)

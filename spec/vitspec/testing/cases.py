@@ -113,7 +113,7 @@ def away_from_kinks(model: Any, image: Array) -> Any:
     with room to spare. For each hidden feature the bias moves 0 to the middle of the nearest gap
     between the tokens' values that is wide enough; this shifts most by less than 1e-2.
     """
-    x, layers = model.trace(image).embedded, []
+    x, layers = model.embed(image), []
     for layer in model.encoder.layers:
         hidden = encoder_layer_trace(layer, x).ffn.hidden
         ffn = replace(layer.ffn, b1=layer.ffn.b1 - nearest_gap(hidden))

@@ -8,8 +8,8 @@ strides unlike the patch, padding, and heads that do not divide the width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -32,8 +32,6 @@ CASE_RUNS = 12
 BATCH = 5
 """Cases that a process checks before it reports."""
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Point:
@@ -53,6 +51,14 @@ class Point:
 
 
 @dataclass(frozen=True)
+class PhotographResult:
+    """How one implementation did on the photograph."""
+
+    implementation: str
+    grades: list[Grade]
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """How one implementation did on one small case."""
 
@@ -69,8 +75,9 @@ def evaluate_spec(point: Point, params: dict[str, Array], dtype: Any) -> dict[st
     flat = {name: leaf.astype(dtype, copy=False) for name, leaf in params.items()}
     model = MODELS[point.spec].from_flat(point.config, flat, in_channels=C, height=H, width=W)
     image = point.image.astype(dtype, copy=False)
-    grads, d_image = model.backward(image, point.d_logits.astype(dtype, copy=False))
-    return {"logits": model.forward(image), "image": d_image, **grads.to_flat()}
+    trace = model.trace(image)
+    grads, d_image = model.backward(image, point.d_logits.astype(dtype, copy=False), trace)
+    return {"logits": trace.logits, "image": d_image, **grads.to_flat()}
 
 
 def price_runs(
@@ -90,17 +97,12 @@ def grade_point(
     truth: dict[str, Array],
     runs: int,
     rng: np.random.Generator,
-    progress: Progress = lambda step: None,
 ) -> list[Grade]:
     """The verdict on the logits and on every cotangent."""
-    progress(implementation.name)
     found = implementations.evaluate(
         implementation, point.config, point.params, point.image, point.d_logits
     )
-    prices = []
-    for number, run in enumerate(price_runs(point, truth, runs, rng), start=1):
-        progress(f"price of {point.image.dtype}, run {number} of {runs}")
-        prices.append(run)
+    prices = [*price_runs(point, truth, runs, rng)]
     return [grade(name, found[name], truth[name], [run[name] for run in prices]) for name in truth]
 
 
@@ -120,19 +122,16 @@ def check_photograph(
     implementation: Any,
     seed: int,
     config: ViTConfig = vit_base_patch16_config,
-    progress: Progress = lambda step: None,
 ) -> list[Grade]:
     """Grade the implementation on the photograph with a fresh random model."""
     image = load_photograph()
     rng = np.random.default_rng([seed, 1])
-    progress("fresh parameters")
     model = MODELS[implementation.spec].init(config, in_channels=3, height=224, width=224, rng=rng)
     d_logits = rng.standard_normal(config.num_classes)
     point = Point.of(implementation.spec, model, image, d_logits, implementation.dtype)
     del model
-    progress("specification in float64")
     truth = evaluate_spec(point, point.params, np.float64)
-    return grade_point(implementation, point, truth, PHOTOGRAPH_RUNS, rng, progress)
+    return grade_point(implementation, point, truth, PHOTOGRAPH_RUNS, rng)
 
 
 # ---- small random configurations ---------------------------------------------------------------
@@ -156,31 +155,37 @@ def check_seeds(name: str, seeds: Sequence[int]) -> list[CaseResult]:
     return [check_case(implementation, case) for case in cases]
 
 
-def check_cases(
-    names: Sequence[str], seed: int, cases: int, workers: int
-) -> Iterator[list[CaseResult]]:
-    """Check installed implementations on `cases` small cases each, in processes.
+def check_installed_photograph(name: str, seed: int) -> PhotographResult:
+    """Check an installed implementation on the photograph."""
+    return PhotographResult(name, check_photograph(implementations.load(name), seed))
+
+
+def check_installed(
+    names: Sequence[str], seed: int, cases: int, photograph: bool, workers: int
+) -> Iterator[PhotographResult | list[CaseResult]]:
+    """Check installed implementations in processes: the photograph, and `cases` small cases each.
 
     Yields:
-        The results in batches, as they come.
+        The results as they come; small cases in batches.
     """
-    # One thread each, and no shape checks on what is drawn here: the workers are many and the
-    # matrices small.
+    # One thread each: threads of several processes that wait for each other cost more than they
+    # bring. And no shape checks on what is drawn here.
     settings = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
     before = dict(os.environ)
     os.environ.update(settings)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        futures = [
-            pool.submit(check_seeds, name, [seed * 100_003 + int(i) for i in batch])
-            for batch in np.array_split(np.arange(cases), max(cases // BATCH, 1))
-            for name in names
-        ]
-        yield from (future.result() for future in as_completed(futures))
+        jobs: list[Future[Any]] = []
+        if photograph:
+            jobs += [pool.submit(check_installed_photograph, name, seed) for name in names]
+        for batch in np.array_split(np.arange(cases), max(cases // BATCH, 1)):
+            seeds = [seed * 100_003 + int(i) for i in batch]
+            jobs += [pool.submit(check_seeds, name, seeds) for name in names]
+        yield from (job.result() for job in as_completed(jobs))
     except BrokenProcessPool as error:
         raise implementations.AdapterError(
-            "an implementation ended its process (a crash in native code, or out of memory?) on "
-            "one of the small configurations; --no-photograph and a smaller --cases narrow it down"
+            "an implementation ended its process (a crash in native code, or out of memory?); "
+            "--no-photograph and a smaller --cases narrow it down"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
