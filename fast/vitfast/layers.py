@@ -47,7 +47,7 @@ class Conv2D(nnx.Module):
         The grid must have a position: the stride is not 0 and the patch fits the padded image.
         """
         # The windows are read by index and multiplied as a matrix. XLA's own convolution is the
-        # same map, but its compiler for the CPU (jaxlib 0.10.2) aborts on some of the gradients.
+        # same map, but its compiler (jaxlib 0.10.2, 0.12.0) aborts on some of the gradients.
         _, _, ph, pw = self.kernel.shape
         s, p = self.stride, self.padding
         x_pad = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))

@@ -35,6 +35,7 @@ CASES = {
     "patches tile the image": case("vit-cls", 2, 4, 6, patch_h=2, patch_w=2),
     "padding": case("vit", 2, 4, 5, padding=2),
     "windows wholly in the padding": case("vit-cls", 1, 3, 4, patch_h=1, patch_w=2, padding=2),
+    "one channel, overlap and padding": case("vit", 1, 6, 4, patch_h=4, padding=1, embed_dim=12),
     "stride larger than the patch": case("vit", 2, 9, 8, stride=4),
     "stride smaller than the patch": case("vit-cls", 2, 5, 4, stride=1),
     "heads do not divide embed_dim": case("vit", 1, 5, 6, embed_dim=8, head_count=3),
