@@ -135,7 +135,7 @@ def bench(
 @app.command()
 def deviations() -> None:
     """Print the figures of docs/deviations.md: where TorchLean departs from itself."""
-    from vitspec.testing.upstream import deviation_report
+    from vitspec.testing.upstream_figures import deviation_report
 
     console.print(deviation_report(), highlight=False, soft_wrap=True, markup=False)
 

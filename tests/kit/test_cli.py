@@ -98,7 +98,9 @@ def test_small_cases_run_in_processes_with_the_installed_fast_path(run, tmp_path
 
 
 def test_deviations_prints_the_ledger(run, monkeypatch):
-    monkeypatch.setattr("vitspec.testing.upstream.deviation_report", lambda: "DEV-1 [x] table")
+    monkeypatch.setattr(
+        "vitspec.testing.upstream_figures.deviation_report", lambda: "DEV-1 [x] table"
+    )
     result = run("deviations")
     assert (result.exit_code, result.output) == (0, "DEV-1 [x] table\n")
 

@@ -1,7 +1,8 @@
 """The ledger of docs/deviations.md, entry by entry: each test shows what the page says.
 
 The judge of a derivative is the complex step. Lean was not run: `vitspec.testing.upstream` was
-written from its text, so these tests hold the page to that module, and the module to itself.
+written from its text, so these tests hold the page to that module, and the module to itself. The
+page's tables come from `vitspec.testing.upstream_figures`.
 """
 
 import doctest
@@ -32,6 +33,7 @@ from vitspec.layers.multi_head_attention import (
 from vitspec.layers.normalization import layer_norm
 from vitspec.models.transformer import encoder, encoder_backward, encoder_layer
 from vitspec.testing import upstream
+from vitspec.testing import upstream_figures as figures
 from vitspec.testing.strategies import seeds
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deviations.md").read_text(encoding="utf-8")
@@ -46,7 +48,7 @@ def attention_case(shape, seed):
     """Attention weights, tokens and a cotangent, all normal."""
     n, head_count, head_dim, embed_dim = shape
     rng = np.random.default_rng([seed, *shape])
-    mha = upstream.random_attention(head_count, head_dim, embed_dim, rng)
+    mha = figures.random_attention(head_count, head_dim, embed_dim, rng)
     return mha, *rng.standard_normal((2, n, embed_dim))
 
 
@@ -129,8 +131,8 @@ def test_a_training_with_the_published_order_moves_a_layer_by_another_ones_gradi
         for name, leaf in layer.to_flat().items():
             assert_close((leaf - steps[name]) - leaf, -wanted[name], 1e-12, f"{i}.{name}")
     images, targets = [*rng.standard_normal((2, 3, 4, 6))], [*rng.standard_normal((2, 3))]
-    start, right = upstream.descend(model, images, targets, 15, literal=False)
-    _, wrong = upstream.descend(model, images, targets, 15, literal=True)
+    start, right = figures.descend(model, images, targets, 15, literal=False)
+    _, wrong = figures.descend(model, images, targets, 15, literal=True)
     assert right < start
     assert wrong > 2 * right
 
@@ -142,7 +144,7 @@ def test_a_training_with_the_published_order_moves_a_layer_by_another_ones_gradi
 @pytest.mark.parametrize("shape", MIXING)
 def test_b_published_backward_is_not_the_derivative_of_its_forward(shape, seed):
     mha, x, d_out = attention_case(shape, seed)
-    truth = upstream.attention_truth(upstream.first_release_multi_head_attention, mha, x, d_out)
+    truth = figures.attention_truth(upstream.first_release_multi_head_attention, mha, x, d_out)
     published = flat(upstream.first_release_multi_head_attention_backward(mha, x, d_out))
     for name in ("x", "wq", "wk", "wv"):
         assert relative_error(published[name], truth[name]) > 1e-2, name
@@ -153,7 +155,7 @@ def test_b_published_backward_is_not_the_derivative_of_its_forward(shape, seed):
 @pytest.mark.parametrize("shape", HARMLESS)
 def test_b_published_backward_is_right_for_one_head_or_one_token(shape, seed):
     mha, x, d_out = attention_case(shape, seed)
-    truth = upstream.attention_truth(upstream.first_release_multi_head_attention, mha, x, d_out)
+    truth = figures.attention_truth(upstream.first_release_multi_head_attention, mha, x, d_out)
     published = flat(upstream.first_release_multi_head_attention_backward(mha, x, d_out))
     for name, gradient in truth.items():
         assert_close(published[name], gradient, 1e-12, name)
@@ -164,7 +166,7 @@ def test_b_published_backward_is_right_for_one_head_or_one_token(shape, seed):
 def test_b_true_adjoints_would_have_been_right(shape, masked):
     mha, x, d_out = attention_case(shape, seed=5)
     mask = causal_mask(shape[0]) if masked else None
-    truth = upstream.attention_truth(
+    truth = figures.attention_truth(
         upstream.first_release_multi_head_attention, mha, x, d_out, mask
     )
     true = flat(upstream.first_release_multi_head_attention_true_backward(mha, x, d_out, mask))
@@ -227,18 +229,18 @@ BELOW = {"patch_embed.kernel", "patch_embed.bias", "pos_enc.pos", "image"}
 
 @pytest.mark.parametrize("spec", [ViTSpec, ViTClsSpec])
 def test_b_whole_model_wrong_leaves_are_the_projections_and_all_below(spec):
-    errors = upstream.leaf_errors(spec, head_count=2)
+    errors = figures.leaf_errors(spec, head_count=2)
     wrong = {name for name, error in errors.items() if error > 1e-2}
     assert wrong == ATTENTION | BELOW | ({"cls_token"} if spec is ViTClsSpec else set())
     assert all(error <= 1e-12 for name, error in errors.items() if name not in wrong)
 
 
 def test_b_whole_model_of_one_head_is_right():
-    assert max(upstream.leaf_errors(ViTClsSpec, head_count=1).values()) <= 1e-12
+    assert max(figures.leaf_errors(ViTClsSpec, head_count=1).values()) <= 1e-12
 
 
 def test_b_whole_model_of_two_layers_is_wrong_in_all_of_the_lower_one():
-    errors = upstream.leaf_errors(ViTSpec, head_count=2, num_layers=2)
+    errors = figures.leaf_errors(ViTSpec, head_count=2, num_layers=2)
     wrong = {name for name, error in errors.items() if error > 1e-2}
     lower = {name for name in errors if name.startswith("encoder.layers.0.")}
     upper = {f"encoder.layers.1.mha.{name}" for name in ("wq", "wk", "wv")}
@@ -246,7 +248,7 @@ def test_b_whole_model_of_two_layers_is_wrong_in_all_of_the_lower_one():
 
 
 def test_b_upstreams_cpu_and_cuda_comparison_could_not_see_it():
-    mha, x, d_out, mask = upstream.upstream_attention_test()
+    mha, x, d_out, mask = figures.upstream_attention_test()
     assert not np.allclose(mha.wq, mha.wk)
     cpu = flat(upstream.first_release_multi_head_attention_backward(mha, x, d_out, mask))
     cuda = flat(multi_head_attention_backward(mha, x, d_out, mask))
@@ -298,7 +300,7 @@ def test_d_proved_attention_is_not_todays(shape):
     proved = upstream.proved_multi_head_attention(mha, x)
     assert relative_error(proved, multi_head_attention(mha, x)) > 1e-2
     # It has a right VJP, as the theorem says: the true adjoints'.
-    truth = upstream.attention_truth(upstream.proved_multi_head_attention, mha, x, d_out)
+    truth = figures.attention_truth(upstream.proved_multi_head_attention, mha, x, d_out)
     vjp = flat(upstream.proved_multi_head_attention_backward(mha, x, d_out))
     for name, gradient in truth.items():
         assert_close(vjp[name], gradient, 1e-12, name)
@@ -451,7 +453,7 @@ def test_denominator_at_width_zero():
         assert early == attention_scale_denom(d, np.dtype(float))
     # More heads than width: both are exactly zero, whatever the weights inside.
     rng = np.random.default_rng(17)
-    mha, x = upstream.random_attention(3, 0, 2, rng), rng.standard_normal((4, 2))
+    mha, x = figures.random_attention(3, 0, 2, rng), rng.standard_normal((4, 2))
     for attention in (upstream.first_release_multi_head_attention, multi_head_attention):
         assert np.array_equal(attention(mha, x), np.zeros((4, 2)))
 
@@ -502,7 +504,7 @@ def test_hard_masked_softmax_gives_the_value_that_upstream_asserts():
 
 
 def test_page_shows_what_the_command_prints():
-    for table in upstream.deviation_tables():
+    for table in figures.deviation_tables():
         assert table.render() in PAGE, f"out of date: {table.entry}. {table.title}"
 
 
