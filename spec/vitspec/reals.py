@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vitspec.errors import InvalidArray
 from vitspec.scalars import arb_type
 from vitspec.typing import Array
 
@@ -32,13 +33,21 @@ def complex_step_derivative(f: Callable[[Any], Array], x: Any, v: Any) -> Array:
         Im f(x + i h v) / h with h = 1e-100: the shape of f(x); float64, or longdouble for
         longdouble.
 
+    Raises:
+        InvalidArray: x and v differ in shape or scalar type, or are not of floats.
+
     >>> complex_step_derivative(np.exp, np.array([0.0]), np.array([2.0]))
     array([2.])
     """
+    if x.dtype != v.dtype or not np.issubdtype(x.dtype, np.floating):
+        raise InvalidArray(
+            f"complex_step_derivative: x and v must be of one float type, got {x.dtype}, {v.dtype}"
+        )
     dtype = np.clongdouble if x.dtype == np.longdouble else np.complex128
     step = dtype(1e-100)
 
     def shift(a: Array, b: Array) -> Array:
+        _require_same_shape("complex_step_derivative", a, b)
         return a + 1j * step * b
 
     at, along = x.astype(dtype), v.astype(dtype)
@@ -120,7 +129,7 @@ def from_reals(x: Any, dtype: Any = np.float64) -> Any:
 
 def radius(x: Array) -> Array:
     """Upper bounds of the balls' radii, float64, the shape of x."""
-    return np.array([float(ball.rad().upper()) for ball in x.flat]).reshape(x.shape)
+    return np.array([_above(ball.rad()) for ball in x.flat]).reshape(x.shape)
 
 
 def encloses(balls: Array, values: Array) -> Array:
@@ -129,6 +138,7 @@ def encloses(balls: Array, values: Array) -> Array:
     A float that was rounded is usually *outside* its 128-bit ball, which is far narrower than one
     rounding; `distance_bound` tells how far. A wrong value is outside by much.
     """
+    _require_same_shape("encloses", balls, values)
     pairs = zip(balls.flat, to_reals(values).flat, strict=True)
     return np.array([bool(ball.contains(value)) for ball, value in pairs]).reshape(balls.shape)
 
@@ -138,6 +148,18 @@ def distance_bound(balls: Array, values: Array) -> Array:
 
     The true value is anywhere in its ball, so the bound is the distance to its far end.
     """
+    _require_same_shape("distance_bound", balls, values)
     pairs = zip(balls.flat, to_reals(values).flat, strict=True)
-    bounds = [float((value - ball).abs_upper()) * (1 + 2**-50) for ball, value in pairs]
-    return np.array(bounds).reshape(balls.shape)
+    return np.array([_above(value - ball) for ball, value in pairs]).reshape(balls.shape)
+
+
+def _above(ball: Any) -> float:
+    """A float that is at least as large as every number of the ball, in magnitude."""
+    upper = ball.abs_upper()
+    # The conversion may round down by less than one unit in the last place.
+    return 0.0 if upper.is_zero() else float(np.nextafter(float(upper), np.inf))
+
+
+def _require_same_shape(where: str, a: Array, b: Array) -> None:
+    if a.shape != b.shape:
+        raise InvalidArray(f"{where}: expected two arrays of one shape, got {a.shape}, {b.shape}")

@@ -124,6 +124,8 @@ def check_flat(
             problems.append(f"{name}: expected a NumPy array, got {type(value).__name__}")
         elif value.shape != tuple(shapes[name]):
             problems.append(f"{name}: expected shape {tuple(shapes[name])}, got {value.shape}")
+        elif not scalars.is_world(value):
+            problems.append(f"{name}: objects must be real balls (flint.arb); to_reals makes them")
     dtypes = sorted({str(v.dtype) for v in flat.values() if isinstance(v, np.ndarray)})
     if len(dtypes) > 1:
         problems.append(f"the arrays mix the scalar types {', '.join(dtypes)}; expected one")
@@ -138,7 +140,10 @@ def check_flat(
 
 def is_scalar_type(dtype: Any) -> bool:
     """Whether a NumPy type is one of a scalar world."""
-    return np.dtype(dtype).type.__name__ in SCALAR_TYPES
+    try:
+        return np.dtype(dtype).type.__name__ in SCALAR_TYPES
+    except TypeError:  # no NumPy type at all
+        return False
 
 
 def check_array(
@@ -154,7 +159,7 @@ def check_array(
         dtype: the expected scalar type; None admits any.
     """
     expected = f"expected shape {shape} ({axes})" + (f" of {dtype}" if dtype else "")
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise InvalidArray(f"{name}: {expected}, got {type(value).__name__}; pass a NumPy array")
     if value.shape != shape:
         advice = (

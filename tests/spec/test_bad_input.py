@@ -16,6 +16,9 @@ from vitspec import (
     ViTClsSpec,
     ViTConfig,
     ViTSpec,
+    complex_step_derivative,
+    distance_bound,
+    encloses,
     from_reals,
     to_reals,
 )
@@ -55,7 +58,14 @@ from vitspec.layers.positional_encoding import (
     add_positional_encoding_backward,
 )
 from vitspec.models import vit
-from vitspec.models.tokens import mean_pool, mean_pool_backward, prepend_cls, tokens_to_grid
+from vitspec.models.tokens import (
+    cls_pool_backward,
+    mean_pool,
+    mean_pool_backward,
+    prepend_cls,
+    prepend_cls_backward,
+    tokens_to_grid,
+)
 from vitspec.models.transformer import TransformerEncoder, encoder_jvp
 
 SIZE = {"in_channels": 2, "height": 5, "width": 7}
@@ -776,3 +786,64 @@ def test_checks_do_not_consume_the_global_random_stream(model, image):
     before = random.getstate()
     model.backward(image, normal(4))
     assert random.getstate() == before
+
+
+# ---- helpers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("helper", [encloses, distance_bound], ids=["encloses", "distance_bound"])
+def test_balls_and_floats_of_another_shape_are_refused(helper):
+    with pytest.raises(InvalidArray, match=r"one shape, got \(2, 3\), \(3, 2\)"):
+        helper(to_reals(normal(2, 3)), normal(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "v"),
+    [
+        (normal(3), normal(1)),
+        (np.arange(3), np.arange(3)),
+        (normal(3), normal(3).astype(np.float32)),
+    ],
+    ids=["shapes", "integers", "types"],
+)
+def test_complex_step_of_what_does_not_fit_is_refused(x, v):
+    with pytest.raises(InvalidArray, match="complex_step_derivative"):
+        complex_step_derivative(np.exp, x, v)
+
+
+def test_flat_parameters_of_python_floats_are_refused(model):
+    flat = {name: leaf.astype(object) for name, leaf in model.to_flat().items()}
+    with pytest.raises(InvalidParameters, match=r"head\.bias: objects must be real balls"):
+        type(model).from_flat(CONFIG, flat, **SIZE)
+
+
+def test_masked_image_is_refused(model, image):
+    with pytest.raises(InvalidArray, match="got MaskedArray; pass a NumPy array"):
+        model.forward(np.ma.masked_array(image, mask=image > 0))
+
+
+def test_dtype_that_is_none_is_refused_by_name(model):
+    with pytest.raises(InvalidArray, match=r"dtype: expected one of .* got 'nonsense'"):
+        type(model).init(CONFIG, **SIZE, rng=np.random.default_rng(0), dtype="nonsense")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: mean_pool_backward(normal(5), 0),
+        lambda: cls_pool_backward(normal(5), 0),
+        lambda: prepend_cls_backward(normal(0, 5)),
+        lambda: scaled_dot_product_attention_backward(
+            normal(3, 2), normal(0, 2), normal(0, 2), normal(3, 2), None, normal(3, 0)
+        ),
+    ],
+    ids=["mean", "cls", "prepend", "attention"],
+)
+def test_backward_of_nothing_is_refused(call):
+    with pytest.raises(InvalidArray, match="at least one"):
+        call()
+
+
+def test_distance_to_a_number_below_every_float_is_not_zero():
+    tiny = to_reals(np.array([1e-300])) * to_reals(np.array([1e-300]))
+    assert (distance_bound(tiny, np.zeros(1)) > 0).all()

@@ -55,6 +55,14 @@ def attention_scale_denom(d: int, dtype: np.dtype) -> Any:
     return np.sqrt(scalars.scalar(max(d, 1), dtype))
 
 
+def require_queries_and_keys(q: Array, k: Array) -> None:
+    """Raise `InvalidArray` if there is no query or no key."""
+    if q.shape[-2] == 0 or k.shape[-2] == 0:
+        raise InvalidArray(
+            f"attention needs at least one query and one key, got {q.shape[-2]} and {k.shape[-2]}"
+        )
+
+
 @typed
 def attention_weights(
     q: Scalar[Array, "*heads n_q d"],
@@ -66,10 +74,7 @@ def attention_weights(
     Raises:
         InvalidArray: there is no query or no key.
     """
-    if q.shape[-2] == 0 or k.shape[-2] == 0:
-        raise InvalidArray(
-            f"attention needs at least one query and one key, got {q.shape[-2]} and {k.shape[-2]}"
-        )
+    require_queries_and_keys(q, k)
     scale = 1 / attention_scale_denom(q.shape[-1], q.dtype)
     scores = matmul(q, k.swapaxes(-1, -2))
     scores *= scale  # in place: the array is this function's own
@@ -99,6 +104,7 @@ def scaled_dot_product_attention_backward(
     Scalar[Array, "*heads n_q d"], Scalar[Array, "*heads n_k d"], Scalar[Array, "*heads n_k e"]
 ]:
     """The cotangents (d_q, d_k, d_v); `weights` saves computing A again."""
+    require_queries_and_keys(q, k)
     weights = attention_weights(q, k, mask) if weights is None else weights
     scale = 1 / attention_scale_denom(q.shape[-1], q.dtype)
     d_weights = matmul(d_out, v.swapaxes(-1, -2))
@@ -120,6 +126,7 @@ def scaled_dot_product_attention_jvp(
     weights: Scalar[Array, "*heads n_q n_k"] | None = None,
 ) -> Scalar[Array, "*heads n_q e"]:
     """The tangent of the output along (dq, dk, dv); `weights` saves computing A again."""
+    require_queries_and_keys(q, k)
     weights = attention_weights(q, k, mask) if weights is None else weights
     scale = 1 / attention_scale_denom(q.shape[-1], q.dtype)
     d_scores = (matmul(dq, k.swapaxes(-1, -2)) + matmul(q, dk.swapaxes(-1, -2))) * scale

@@ -142,7 +142,10 @@ def conv2d_backward(
 def conv2d_jvp(
     spec: Conv2DSpec, x: Scalar[Array, "C H W"], tangent: Conv2DSpec, dx: Scalar[Array, "C H W"]
 ) -> Scalar[Array, "D out_h out_w"]:
-    """The tangent conv_{d_kernel, d_bias}(x) + conv_{kernel, 0}(dx) of the output."""
+    """The tangent conv_{d_kernel, d_bias}(x) + conv_{kernel, 0}(dx) of the output.
+
+    Of `tangent` only the arrays count: stride and padding have no tangent.
+    """
     D = spec.kernel.shape[0]
     rows = window_rows(spec, geometry.pad(x, spec.padding))
     d_rows = window_rows(spec, geometry.pad(dx, spec.padding))

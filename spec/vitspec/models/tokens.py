@@ -16,6 +16,12 @@ from vitspec.errors import InvalidArray
 from vitspec.typing import Array, Scalar, typed
 
 
+def require_rows(n: int) -> None:
+    """Raise `InvalidArray` if there is no row to pool, or none for the CLS token."""
+    if n < 1:
+        raise InvalidArray(f"expected at least one row, got {n}")
+
+
 @typed
 def grid_to_tokens(patches: Scalar[Array, "D out_h out_w"]) -> Scalar[Array, "T D"]:
     """Position (i, j) of the grid becomes row i * out_w + j."""
@@ -46,25 +52,21 @@ def prepend_cls_backward(
     d_sequence: Scalar[Array, "n D"],
 ) -> tuple[Scalar[Array, "D"], Scalar[Array, "T D"]]:
     """The cotangents of the CLS token (row 0) and of the tokens (the other rows)."""
+    require_rows(d_sequence.shape[0])
     return d_sequence[0], d_sequence[1:]
-
-
-def require_rows(encoded: Array) -> None:
-    """Raise `InvalidArray` if there is no row to pool."""
-    if encoded.shape[0] == 0:
-        raise InvalidArray(f"pooling needs at least one row, got shape {encoded.shape}")
 
 
 @typed
 def mean_pool(encoded: Scalar[Array, "n D"]) -> Scalar[Array, "D"]:
     """The mean of the rows, of which there is at least one: first the sum, then one division."""
-    require_rows(encoded)
+    require_rows(encoded.shape[0])
     return scalars.mean(encoded, axis=0)
 
 
 @typed
 def mean_pool_backward(d_pooled: Scalar[Array, "D"], n: int) -> Scalar[Array, "{n} D"]:
     """Every row gets d_pooled * (1 / n)."""
+    require_rows(n)
     share = d_pooled * (scalars.scalar(1, d_pooled.dtype) / n)
     return np.tile(share, (n, 1))
 
@@ -72,13 +74,14 @@ def mean_pool_backward(d_pooled: Scalar[Array, "D"], n: int) -> Scalar[Array, "{
 @typed
 def cls_pool(encoded: Scalar[Array, "n D"]) -> Scalar[Array, "D"]:
     """Row 0: the CLS token's."""
-    require_rows(encoded)
+    require_rows(encoded.shape[0])
     return encoded[0]
 
 
 @typed
 def cls_pool_backward(d_pooled: Scalar[Array, "D"], n: int) -> Scalar[Array, "{n} D"]:
     """Row 0 gets d_pooled, every other row exactly 0."""
+    require_rows(n)
     d_encoded = scalars.zeros((n, d_pooled.shape[0]), d_pooled.dtype)
     d_encoded[0] = d_pooled
     return d_encoded

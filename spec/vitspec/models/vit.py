@@ -140,7 +140,7 @@ class _VisionTransformer(Record, ABC):
             )
         if not is_scalar_type(dtype) or np.dtype(dtype) == np.dtype(object):
             raise InvalidArray(
-                f"dtype: expected one of {', '.join(SCALAR_TYPES[:-1])}, got {np.dtype(dtype)}; "
+                f"dtype: expected one of {', '.join(SCALAR_TYPES[:-1])}, got {dtype!r}; "
                 "to_reals makes real balls of floats"
             )
         shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
