@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from vitspec.typing import Array
 PRICE_FACTOR = 4
 ROUNDING_FACTOR = 4
 METRICS = ("norm", "max", "slice")
+BLOCK = 2**16
+"""Numbers that are compared at once."""
 
 Errors = dict[str, float]
 
@@ -68,22 +71,29 @@ def errors(value: Array, truth: Array) -> Errors:
     if truth.size == 0:
         return dict.fromkeys(METRICS, 0.0)
     rows = truth.reshape(truth.shape[0], -1) if truth.ndim > 1 else truth.reshape(1, -1)
-    difference = value.reshape(rows.shape) - rows
-    row_errors, row_sizes = (np.sqrt(np.einsum("ij,ij->i", a, a)) for a in (difference, rows))
-    largest = max(difference.max(), -difference.min())
+    values = value.reshape(rows.shape)
+    at_once = max(1, BLOCK // rows.shape[1])  # rows whose difference stays in the cache
+    blocks = []
+    for start in range(0, len(rows), at_once):
+        true_rows = rows[start : start + at_once]
+        difference = values[start : start + at_once] - true_rows
+        for part in (difference, true_rows):
+            squares = np.einsum("ij,ij->i", part, part)
+            blocks.append((np.sqrt(squares), np.maximum(part.max(), -part.min())))
+    row_errors, row_sizes = (np.concatenate([b[0] for b in blocks[i::2]]) for i in (0, 1))
+    largest_error, largest = (np.max([b[1] for b in blocks[i::2]]) for i in (0, 1))
     return {
-        "norm": _ratio(float(np.linalg.norm(row_errors)), float(np.linalg.norm(row_sizes))),
-        "max": _ratio(largest, max(rows.max(), -rows.min())),
-        "slice": max(_ratio(e, s) for e, s in zip(row_errors, row_sizes, strict=True)),
+        "norm": float(_ratio(np.linalg.norm(row_errors), np.linalg.norm(row_sizes))),
+        "max": float(_ratio(largest_error, largest)),
+        "slice": float(np.max(_ratio(row_errors, row_sizes))),
     }
 
 
-def _ratio(error: float, size: float) -> float:
-    if not np.isfinite(error):
-        return float("inf")
-    if size == 0:
-        return 0.0 if error == 0 else float("inf")
-    return float(error / size)
+def _ratio(error: Any, size: Any) -> Any:
+    """error / size; 0 where both are 0, infinite where only the size is, or for NaN."""
+    ratio = np.divide(error, size, out=np.zeros(np.shape(error)), where=np.not_equal(size, 0))
+    wrong = ~np.isfinite(error) | ((size == 0) & (error != 0))
+    return np.where(wrong, np.inf, ratio)
 
 
 def grade(tensor: str, value: Array, truth: Array, prices: list[Errors]) -> Grade:
