@@ -56,6 +56,7 @@ from vitspec.models.transformer import (
     EncoderLayerTrace,
     TransformerEncoder,
     TransformerEncoderLayerGrads,
+    encoder,
     encoder_backward,
     encoder_jvp,
     encoder_trace,
@@ -195,7 +196,8 @@ class _VisionTransformer(Record, ABC):
         Raises:
             InvalidArray: the image is not.
         """
-        return self.trace(image).logits
+        encoded = encoder(self.encoder, self.embed(image))
+        return linear(self.head, self._pool(encoded))
 
     def trace(self, image: Scalar[Array, "C H W"]) -> ViTTrace:
         """The forward, with every intermediate value."""

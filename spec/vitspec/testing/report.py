@@ -180,7 +180,15 @@ def bench_tables(timings: Sequence[Timing]) -> list[Table]:
     """The passes against their ceiling, and where the forward's time goes."""
     passes = Table(title="ViT-Base/16, 3 x 224 x 224, one image", title_justify="left")
     passes.add_column("pass")
-    headings = ("ms", "useful GFLOP", "GFLOP/s", "ceiling GFLOP/s", "fraction", "peak MB")
+    headings = (
+        "ms",
+        "kernel ms",
+        "useful GFLOP",
+        "GFLOP/s",
+        "ceiling GFLOP/s",
+        "fraction",
+        "peak MB",
+    )
     for heading in headings:
         passes.add_column(heading, justify="right")
     parts = Table(title="where the forward's time goes, in ms", title_justify="left")
@@ -192,6 +200,7 @@ def bench_tables(timings: Sequence[Timing]) -> list[Table]:
             passes.add_row(
                 f"{one.name} {timing.dtype}",
                 f"{one.seconds * 1e3:.0f}",
+                f"{one.kernel_seconds * 1e3:.0f}",
                 f"{one.gflop:.1f}",
                 f"{one.gflop / one.seconds:.0f}",
                 f"{one.gflop / one.ceiling_seconds:.0f}",
