@@ -111,7 +111,7 @@ def check(
 
 @app.command()
 def bench(
-    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions; the best counts.")] = 5,
+    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions; the best counts.")] = 8,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Time ViT-Base/16, forward and backward, against this machine's matrix product."""
