@@ -292,6 +292,13 @@ def test_init_refuses_what_is_not_a_config_a_generator_or_a_float_type(cls, chan
     assert "Conv2DSpec" not in str(error.value)
 
 
+@pytest.mark.usefixtures("no_draw")
+def test_model_that_no_machine_holds_is_refused_before_any_draw():
+    config = dataclasses.replace(CONFIG, embed_dim=2**31 - 1)
+    with pytest.raises(InvalidParameters, match=r"at most 1,000,000,000,000 numbers, got \d"):
+        ViTSpec.init(config, **SIZE, rng=np.random.default_rng(0))
+
+
 def test_flat_parameters_list_everything_that_is_wrong_at_once(model, no_draw):
     flat = dict(model.to_flat())
     del flat["head.bias"]

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -20,12 +21,16 @@ from typing import Any
 import numpy as np
 
 from vitspec.config import ViTConfig, natural_problem
-from vitspec.errors import NotWellFormed
+from vitspec.errors import InvalidParameters, NotWellFormed
 from vitspec.geometry import patch_count
 from vitspec.layers.feed_forward import FeedForward
 from vitspec.layers.multi_head_attention import MultiHeadAttention
 from vitspec.models.transformer import TransformerEncoder, TransformerEncoderLayer
 from vitspec.typing import Array
+
+
+MAX_PARAMETERS = 10**12
+"""What `init` draws at most: beyond it (terabytes) a field is far more likely to be mistaken."""
 
 
 def check_model(
@@ -96,6 +101,15 @@ def parameter_shapes(
     for i in range(config.num_layers if num_layers is None else num_layers):
         shapes |= {f"encoder.layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes | {"head.weights": (config.num_classes, D), "head.bias": (config.num_classes,)}
+
+
+def check_parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `InvalidParameters` if these shapes hold more than `MAX_PARAMETERS` numbers."""
+    count = sum(math.prod(shape) for shape in shapes.values())
+    if count > MAX_PARAMETERS:
+        raise InvalidParameters(
+            "The parameters", [f"expected at most {MAX_PARAMETERS:,} numbers, got {count:,}"]
+        )
 
 
 def random_parameters(

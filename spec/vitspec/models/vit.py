@@ -39,6 +39,7 @@ from vitspec.layers.positional_encoding import (
 from vitspec.models.parameters import (
     build_encoder,
     check_model,
+    check_parameter_count,
     parameter_shapes,
     random_parameters,
 )
@@ -132,6 +133,8 @@ class _VisionTransformer(Record, ABC):
         Raises:
             NotWellFormed: the configuration breaks a rule, or the image has no channel or (for mean
                 pooling) no patch.
+            InvalidParameters: there would be more than `MAX_PARAMETERS`.
+            InvalidArray: `rng` is no generator, or `dtype` no float or complex type.
         """
         C, H, W = check_model(config, in_channels, height, width, cls=cls.has_cls_token)
         if not isinstance(rng, np.random.Generator):
@@ -145,6 +148,7 @@ class _VisionTransformer(Record, ABC):
                 "to_reals makes real balls of floats"
             )
         shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
+        check_parameter_count(shapes)
         flat = random_parameters(shapes, rng, np.dtype(dtype))
         return cls.from_flat(config, flat, in_channels=C, height=H, width=W)
 
