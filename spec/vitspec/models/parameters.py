@@ -28,7 +28,6 @@ from vitspec.layers.multi_head_attention import MultiHeadAttention
 from vitspec.models.transformer import TransformerEncoder, TransformerEncoderLayer
 from vitspec.typing import Array
 
-
 MAX_PARAMETERS = 10**12
 """What `init` draws at most: beyond it (terabytes) a field is far more likely to be mistaken."""
 
