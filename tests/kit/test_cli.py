@@ -48,7 +48,7 @@ def test_exit_0_tables_and_json_where_everything_conforms(run, installed, implem
     result = run("check", "--cases", 3, "--json", file)
     assert result.exit_code == 0, result.output
     assert f"vitspec {__version__}: conforms, as tested" in result.output
-    assert "layers.*.mha.wq (grad)" in result.output
+    assert "d layers.*.mha.wq" in result.output
     report = json.loads(file.read_text())
     assert report["conforms"] is True
     assert report["schema"] == "vitspec-check/1"

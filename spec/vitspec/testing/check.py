@@ -25,7 +25,7 @@ from vitspec.testing.tolerance import Errors, Grade, errors, grade, reordering
 from vitspec.typing import Array
 
 PHOTOGRAPH = Path(__file__).with_name("data") / "astronaut.png"
-PHOTOGRAPH_RUNS = 3
+PHOTOGRAPH_RUNS = 4
 """Runs that set the price at full size, where each has millions of roundings to average over."""
 CASE_RUNS = 12
 """Runs that set the price of a small case, where each is a small sample of rounding."""
