@@ -10,6 +10,7 @@ Shapes: B images, n rows of width D, F hidden_dim, I = head_count * head_dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Float
 
 from vitfast.attention import AttentionFn
 from vitspec.config import ViTConfig
-from vitspec.geometry import sliding_window_out_dim
+from vitspec.geometry import windows
 from vitspec.scalars import EPSILON
 
 
@@ -41,27 +42,27 @@ class Conv2D(nnx.Module):
         self.kernel = new(D, *window, scale=1 / math.sqrt(math.prod(window)))
         self.bias = new(D)
 
-    def __call__(self, x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B out_h out_w D"]:
-        """y[o,i,j] = sum of x_pad[c, i s + di, j s + dj] kernel[o,c,di,dj] over c, di, dj; + bias.
+    def __call__(self, x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B T D"]:
+        """y[o,t] = sum of x_pad[c, i s + di, j s + dj] kernel[o,c,di,dj] over c, di, dj; + bias.
 
-        The grid must have a position: the stride is not 0 and the patch fits the padded image.
+        Token t = i * out_w + j. The windows are read by index and multiplied as a matrix. XLA's own
+        convolution is the same map, but its compiler for the CPU (jaxlib 0.10.2 and 0.12.0) aborts
+        on some of the gradients.
         """
-        # The windows are read by index and multiplied as a matrix. XLA's own convolution is the
-        # same map, but its compiler (jaxlib 0.10.2, 0.12.0) aborts on some of the gradients.
-        _, _, ph, pw = self.kernel.shape
-        s, p = self.stride, self.padding
+        D, *window = self.kernel.shape
+        p = self.padding
         x_pad = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
-        rows, columns = (
-            window_indices(size, k, s) for size, k in zip(x_pad.shape[1:3], (ph, pw), strict=True)
-        )
-        windows = x_pad[:, rows[:, None, :, None], columns[None, :, None, :]]
-        return jnp.einsum("Bijdec,ocde->Bijo", windows, self.kernel[...]) + self.bias[...]
+        pixels = window_pixels(x_pad.shape[1:], window, self.stride)
+        rows = x_pad.reshape(len(x_pad), -1)[:, pixels]
+        return rows @ self.kernel[...].reshape(D, -1).T + self.bias[...]
 
 
-def window_indices(size: int, kernel: int, stride: int) -> np.ndarray:
-    """Which positions of an axis each window reads: (windows, kernel), i * stride + di."""
-    count = sliding_window_out_dim(size, kernel, stride, padding=0)
-    return np.arange(count)[:, None] * stride + np.arange(kernel)[None, :]
+def window_pixels(shape: Sequence[int], window: Sequence[int], stride: int) -> np.ndarray:
+    """Which entries of a flattened (H, W, C) image each window reads: (T, C * ph * pw)."""
+    _, ph, pw = window
+    pixels = np.arange(math.prod(shape)).reshape(shape).transpose(2, 0, 1)
+    view = windows(pixels, ph, pw, stride).transpose(1, 2, 0, 3, 4)
+    return view.reshape(math.prod(view.shape[:2]), math.prod(window))
 
 
 class PositionalEncoding(nnx.Module):

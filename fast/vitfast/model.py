@@ -1,6 +1,6 @@
 """The Vision Transformer in Flax NNX: TorchLean's `ViTSpec` and `ViTClsSpec`, on batches.
 
-    patches  = conv2d(patch_embed, images)           (B, out_h, out_w, D)
+    tokens   = conv2d(patch_embed, images)           (B, T, D)
     tokens   = the grid's positions as rows          (B, T, D), T = out_h * out_w, row-major
     sequence = tokens                    | cls_token above tokens        (B, n, D), n = T | T + 1
     encoded  = encoder(sequence + pos)
@@ -109,7 +109,7 @@ class VisionTransformer(nnx.Module):
         """The sequence that the encoder reads, without the positions."""
         batch, D = images.shape[0], self.config.embed_dim
         if self.token_count:
-            tokens = self.patch_embed(images).reshape(batch, self.token_count, D)
+            tokens = self.patch_embed(images)
         else:
             tokens = jnp.zeros((batch, 0, D), images.dtype)
         if self.pool == "mean":

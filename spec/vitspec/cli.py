@@ -83,7 +83,7 @@ def check(
         for name, one in loaded.items():
             info = {"version": one.version, "spec": one.spec, "dtype": one.dtype}
             report.implementations[name] = info
-        workers = min(os.cpu_count() or 1, 8)
+        workers = min(_cores(), 8)
         with _progress() as progress:
             pictures = progress.add_task(
                 "photograph, ViT-Base/16", total=len(loaded), visible=photograph
@@ -100,12 +100,14 @@ def check(
                     progress.update(small, advance=len(result))
     except implementations.AdapterError as error:
         _fail(3, str(error))
+    except ImportError as error:
+        _fail(3, f"{error}; the check needs: python -m pip install 'vitspec[testing]'")
     report.photograph = dict(sorted(report.photograph.items()))
     report.cases.sort(key=lambda r: (r.implementation, r.case.seed))
-    print_report(report, console)
-    console.print(f"{time.monotonic() - start:.0f} s", style="dim", highlight=False)
     if json is not None:
         write_json(json, report.to_json())
+    print_report(report, console)
+    console.print(f"{time.monotonic() - start:.0f} s", style="dim", highlight=False)
     raise typer.Exit(0 if report.conforms else 1)
 
 
@@ -149,9 +151,20 @@ def _progress() -> Iterator[Progress]:
         yield progress
 
 
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _require_directory(file: Path | None) -> None:
-    if file is not None and not file.resolve().parent.is_dir():
-        _fail(2, f"--json {file}: the directory does not exist; make it first")
+    if file is None:
+        return
+    if file.is_dir():
+        _fail(2, f"--json {file}: is a directory; give a file")
+    if not os.access(file.resolve().parent, os.W_OK):
+        _fail(2, f"--json {file}: its directory does not exist or cannot be written to")
 
 
 def _fail(code: int, message: str) -> NoReturn:

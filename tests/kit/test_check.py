@@ -1,13 +1,15 @@
 """The check accepts the specification and rejects it with any mistake of the catalogue."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from vitspec import ViTConfig
+from vitspec import ViTConfig, scalars
 from vitspec.testing import implementations
 from vitspec.testing.cases import KINK_MARGIN, Case, away_from_kinks, nearest_gap
-from vitspec.testing.catalogue import CATALOGUE
-from vitspec.testing.check import check_case, check_photograph, load_photograph
+from vitspec.testing.catalogue import CATALOGUE, planted
+from vitspec.testing.check import SEQUENTIAL_SUMS, check_case, check_photograph, load_photograph
 from vitspec.testing.implementations import AdapterError
 
 CONFIG = ViTConfig(
@@ -132,3 +134,83 @@ def test_an_unknown_implementation_lists_the_installed_ones():
         AdapterError, match=r"no implementation is named 'nope'; installed: .*vitfast"
     ):
         implementations.load("nope")
+
+
+@pytest.mark.parametrize("what", ["params", "images", "cotangent"])
+def test_an_implementation_that_writes_into_its_inputs_is_refused(implementation, what):
+    good = implementation("vit")
+
+    def vjp(config, params, images, cotangent):
+        given = {"params": params["head.bias"], "images": images, "cotangent": cotangent}[what]
+        given *= 3
+        return good.vjp(config, params, images, cotangent)
+
+    with pytest.raises(AdapterError, match="read-only"):
+        check_case(Broken(good.forward, vjp), case("vit"))
+
+
+def test_an_implementation_that_exits_is_not_believed(implementation):
+    def forward(*args):
+        raise SystemExit(0)
+
+    with pytest.raises(AdapterError, match="raised SystemExit"):
+        check_case(Broken(forward, implementation("vit").vjp), case("vit"))
+
+
+def test_arrays_of_another_framework_are_graded_in_float64(implementation):
+    class Foreign:
+        """Like an array of a framework that computes in float32 with whatever it meets."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, dtype=None, copy=None):
+            return self.array
+
+        def __sub__(self, other):
+            raise AssertionError("the kit computed with a foreign array")
+
+        __getitem__ = __rsub__ = __sub__
+
+    good = implementation("vit")
+
+    def vjp(*args):
+        d_params, d_images = good.vjp(*args)
+        return {name: Foreign(array) for name, array in d_params.items()}, Foreign(d_images)
+
+    foreign = Broken(lambda *args: Foreign(good.forward(*args)), vjp)
+    assert check_case(foreign, case("vit")).failures == ()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("spec", "resnet", "spec: expected one of vit, vit-cls, got 'resnet'"),
+        ("dtype", "float16", "dtype: expected one of float32, float64, got 'float16'"),
+        ("version", None, "version: expected a string, got None"),
+        ("vjp", None, "vjp: expected a method"),
+    ],
+)
+def test_an_object_that_is_no_implementation_is_refused(
+    implementation, monkeypatch, attribute, value, message
+):
+    broken = implementation("vit")
+    setattr(broken, attribute, value)
+    point = SimpleNamespace(name="broken", load=lambda: broken)
+    monkeypatch.setattr(implementations, "entry_points", lambda **_: [point])
+    with pytest.raises(AdapterError, match=message):
+        implementations.load("broken")
+
+
+def test_the_price_includes_sums_of_one_term_after_another():
+    """XLA sums matrix-vector products so; BLAS does not, and is more exact."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((4, 20_000)).astype(np.float32)
+    x = rng.standard_normal(20_000).astype(np.float32)
+    truth = w.astype(np.float64) @ x.astype(np.float64)
+    with planted(SEQUENTIAL_SUMS):
+        sequential = scalars.matmul(w, x)
+    assert sequential.dtype == np.float32
+    expected = [np.add.accumulate(row * x, dtype=np.float32)[-1] for row in w]
+    assert np.array_equal(sequential, expected)
+    assert np.abs(sequential - truth).max() > 2 * np.abs(scalars.matmul(w, x) - truth).max()

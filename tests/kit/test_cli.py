@@ -70,6 +70,7 @@ def test_exit_1_and_the_case_where_something_departs(run, installed, implementat
 
 def test_exit_2_for_wrong_usage_before_any_work(run, tmp_path):
     assert run("check", "--json", tmp_path / "missing" / "report.json").exit_code == 2
+    assert run("check", "--json", tmp_path).exit_code == 2
     assert run("check", "--cases", 0, "--no-photograph").exit_code == 2
     assert run("check", "--cases", -1).exit_code == 2
     assert run("bench", "--repetitions", 0).exit_code == 2

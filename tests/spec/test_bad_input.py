@@ -1,7 +1,9 @@
 """Bad input gets one clear error, before any work: what was given, what was expected."""
 
 import dataclasses
+import itertools
 import math
+import pickle
 import random
 
 import numpy as np
@@ -854,3 +856,34 @@ def test_backward_of_nothing_is_refused(call):
 def test_distance_to_a_number_below_every_float_is_not_zero():
     tiny = to_reals(np.array([1e-300])) * to_reals(np.array([1e-300]))
     assert (distance_bound(tiny, np.zeros(1)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotWellFormed("a", ["b: c", "d: e"]), InvalidParameters("a", ["b"]), InvalidArray("a")],
+    ids=lambda e: type(e).__name__,
+)
+def test_errors_travel_between_processes(error):
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)
+
+
+@pytest.mark.usefixtures("no_draw")
+def test_model_of_two_billion_layers_is_refused_at_once():
+    config = dataclasses.replace(CONFIG, num_layers=2**31 - 1)
+    for make in (
+        lambda: ViTSpec.init(config, **SIZE, rng=np.random.default_rng(0)),
+        lambda: ViTSpec.from_flat(config, {}, **SIZE),
+    ):
+        with pytest.raises(InvalidParameters, match=r"at most 100,000 layers, got 2,147,483,647"):
+            make()
+
+
+def test_gradients_share_no_memory_with_each_other_or_the_inputs(model, image):
+    d_logits = normal(4)
+    grads, d_image = model.backward(image, d_logits)
+    arrays = [*grads.to_flat().values(), d_image, d_logits, image]
+    pairs = itertools.combinations(arrays, 2)
+    assert not any(np.shares_memory(a, b) for a, b in pairs)

@@ -39,7 +39,7 @@ def linear_backward(
     spec: LinearSpec, x: Scalar[Array, "D"], d_out: Scalar[Array, "K"]
 ) -> tuple[LinearGrads, Scalar[Array, "D"]]:
     """The cotangents (d_out x^T, d_out) of the parameters and W^T d_out of x."""
-    grads = LinearGrads(d_weights=d_out[:, None] * x[None, :], d_bias=d_out)
+    grads = LinearGrads(d_weights=d_out[:, None] * x[None, :], d_bias=d_out.copy())
     return grads, matmul(spec.weights.T, d_out)
 
 

@@ -29,7 +29,8 @@ from vitspec.models.transformer import TransformerEncoder, TransformerEncoderLay
 from vitspec.typing import Array
 
 MAX_PARAMETERS = 10**12
-"""What `init` draws at most: beyond it (terabytes) a field is far more likely to be mistaken."""
+MAX_LAYERS = 10**5
+"""Beyond these (terabytes, or a million names) a field is far more likely to be mistaken."""
 
 
 def check_model(
@@ -102,13 +103,24 @@ def parameter_shapes(
     return shapes | {"head.weights": (config.num_classes, D), "head.bias": (config.num_classes,)}
 
 
-def check_parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `InvalidParameters` if these shapes hold more than `MAX_PARAMETERS` numbers."""
-    count = sum(math.prod(shape) for shape in shapes.values())
-    if count > MAX_PARAMETERS:
-        raise InvalidParameters(
-            "The parameters", [f"expected at most {MAX_PARAMETERS:,} numbers, got {count:,}"]
+def check_parameter_count(
+    config: ViTConfig, in_channels: int, height: int, width: int, *, cls: bool
+) -> None:
+    """Raise `InvalidParameters` beyond `MAX_PARAMETERS` numbers or `MAX_LAYERS` layers."""
+
+    def count(num_layers: int) -> int:
+        shapes = parameter_shapes(
+            config, in_channels, height, width, cls=cls, num_layers=num_layers
         )
+        return sum(math.prod(shape) for shape in shapes.values())
+
+    total = count(0) + config.num_layers * (count(1) - count(0))  # without listing every layer
+    counts = [(config.num_layers, MAX_LAYERS, "layers"), (total, MAX_PARAMETERS, "numbers")]
+    problems = [
+        f"expected at most {most:,} {what}, got {n:,}" for n, most, what in counts if n > most
+    ]
+    if problems:
+        raise InvalidParameters("The parameters", problems)
 
 
 def random_parameters(

@@ -53,7 +53,7 @@ def prepend_cls_backward(
 ) -> tuple[Scalar[Array, "D"], Scalar[Array, "T D"]]:
     """The cotangents of the CLS token (row 0) and of the tokens (the other rows)."""
     require_rows(d_sequence.shape[0])
-    return d_sequence[0], d_sequence[1:]
+    return d_sequence[0].copy(), d_sequence[1:]
 
 
 @typed

@@ -133,7 +133,7 @@ class _VisionTransformer(Record, ABC):
         Raises:
             NotWellFormed: the configuration breaks a rule, or the image has no channel or (for mean
                 pooling) no patch.
-            InvalidParameters: there would be more than `MAX_PARAMETERS`.
+            InvalidParameters: there would be more than `MAX_PARAMETERS` or `MAX_LAYERS`.
             InvalidArray: `rng` is no generator, or `dtype` no float or complex type.
         """
         C, H, W = check_model(config, in_channels, height, width, cls=cls.has_cls_token)
@@ -147,8 +147,8 @@ class _VisionTransformer(Record, ABC):
                 f"dtype: expected one of {', '.join(SCALAR_TYPES[:-1])}, got {dtype!r}; "
                 "to_reals makes real balls of floats"
             )
+        check_parameter_count(config, C, H, W, cls=cls.has_cls_token)
         shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
-        check_parameter_count(shapes)
         flat = random_parameters(shapes, rng, np.dtype(dtype))
         return cls.from_flat(config, flat, in_channels=C, height=H, width=W)
 
@@ -170,6 +170,7 @@ class _VisionTransformer(Record, ABC):
                 mixed; all of it is listed.
         """
         C, H, W = check_model(config, in_channels, height, width, cls=cls.has_cls_token)
+        check_parameter_count(config, C, H, W, cls=cls.has_cls_token)
         shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
         check_flat(flat, shapes, f"The parameters of {cls.__name__}")
         parts: dict[str, Any] = {

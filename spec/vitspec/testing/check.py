@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from vitspec.config import ViTConfig, vit_base_patch16_config
 from vitspec.testing import implementations
 from vitspec.testing.cases import MODELS, Case, away_from_kinks, random_case
+from vitspec.testing.catalogue import Deviation, planted
 from vitspec.testing.tolerance import Errors, Grade, errors, grade, reordering
 from vitspec.typing import Array
 
@@ -47,7 +49,10 @@ class Point:
     def of(cls, spec: str, model: Any, image: Array, d_logits: Array, dtype: str) -> Point:
         """The point rounded to the precision under test, with every ReLU away from its kink."""
         flat = away_from_kinks(model, image).astype(dtype).to_flat()
-        return cls(spec, model.config, flat, image.astype(dtype), d_logits.astype(dtype))
+        point = cls(spec, model.config, flat, image.astype(dtype), d_logits.astype(dtype))
+        for array in (*flat.values(), point.image, point.d_logits):
+            array.setflags(write=False)  # an implementation that writes into its inputs is refused
+        return point
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,26 @@ def evaluate_spec(point: Point, params: dict[str, Array], dtype: Any) -> dict[st
     return {"logits": trace.logits, "image": d_image, **grads.to_flat()}
 
 
+SEQUENTIAL_SUMS = Deviation(
+    "sequential-sums",
+    "both",
+    "scalars:matmul",
+    "return np.matmul(a, b)",
+    "return np.matmul(a, b) if b.ndim > 1 else np.cumsum(a * b, axis=-1)[..., -1]",
+    "no mistake: matrix-vector products are summed one term after the other",
+)
+"""BLAS sums in blocks, which is more exact than the plain loop that XLA and others compile for the
+product with a vector; both orders belong to the price."""
+
+
 def price_runs(
     point: Point, truth: dict[str, Array], runs: int, rng: np.random.Generator
 ) -> Iterator[dict[str, Errors]]:
     """The errors of the specification in the point's precision, with its sums reordered."""
-    for _ in range(runs):
+    for run in range(runs):
         reorder, restore = reordering(point.config, rng)
-        found = evaluate_spec(point, reorder(point.params), point.image.dtype)
+        with planted(SEQUENTIAL_SUMS) if run % 2 else nullcontext():
+            found = evaluate_spec(point, reorder(point.params), point.image.dtype)
         found |= restore({name: found[name] for name in point.params})
         yield {name: errors(found[name], truth[name]) for name in truth}
 
@@ -137,22 +155,22 @@ def check_photograph(
 # ---- small random configurations ---------------------------------------------------------------
 
 
-def check_case(implementation: Any, case: Case) -> CaseResult:
-    """Grade the implementation on one small case."""
+def check_case(implementation: Any, case: Case, name: str | None = None) -> CaseResult:
+    """Grade the implementation, reported under `name` (its own by default), on one small case."""
     point = Point.of(case.spec, case.model(), case.image(), case.d_logits(), implementation.dtype)
     truth = evaluate_spec(point, point.params, np.float64)
     rng = np.random.default_rng([case.seed, 3])
     grades = grade_point(implementation, point, truth, CASE_RUNS, rng)
     failures = tuple(g for g in grades if not g.conforms)
     worst = max(grades, key=lambda g: (not g.conforms, g.ratio))
-    return CaseResult(implementation.name, case, len(grades), worst, failures)
+    return CaseResult(name or implementation.name, case, len(grades), worst, failures)
 
 
 def check_seeds(name: str, seeds: Sequence[int]) -> list[CaseResult]:
     """Check an installed implementation on the small cases of these seeds."""
     implementation = implementations.load(name)
     cases = [random_case(np.random.default_rng(s), implementation.spec) for s in seeds]
-    return [check_case(implementation, case) for case in cases]
+    return [check_case(implementation, case, name) for case in cases]
 
 
 def check_installed_photograph(name: str, seed: int) -> PhotographResult:
@@ -169,9 +187,14 @@ def check_installed(
         The results as they come; small cases in batches.
     """
     # One thread each: threads of several processes that wait for each other cost more than they
-    # bring. And no shape checks on what is drawn here.
-    settings = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
-    before = dict(os.environ)
+    # bring. No shape checks on what is drawn here. And a GPU is shared by the processes.
+    settings = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "JAXTYPING_DISABLE": "1",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
@@ -187,7 +210,15 @@ def check_installed(
             "an implementation ended its process (a crash in native code, or out of memory?); "
             "--no-photograph and a smaller --cases narrow it down"
         ) from error
+    except BaseException:
+        # Ctrl-C, or a fault: do not wait for the jobs that run.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -7,17 +7,16 @@ An implementation is any object with
 - `dtype`: the precision it computes in, "float32" or "float64";
 - `forward(config, params, images)`: images (B, C, H, W) -> logits (B, K);
 - `vjp(config, params, images, cotangent)`: cotangent (B, K) -> ({name: d_param}, d_images), the
-  parameters' cotangents summed over the batch;
-- `supports(config)`, optional: None, or why it cannot compute this configuration.
-
-`params` is a flat dictionary, as `ViTSpec.to_flat()` makes it; all arrays are NumPy's, of `dtype`.
+  parameters' cotangents summed over the batch.
+`params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that it is given are
+NumPy's, of `dtype`, and read-only; what it returns may be any array that `np.asarray` takes.
 
 Packages announce implementations in the entry-point group `vitspec.implementations`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
@@ -69,17 +68,28 @@ def load(name: str) -> Any:
         )
     try:
         implementation = next(iter(points)).load()
-    except ImportError as error:
+    except (Exception, SystemExit) as error:
         raise AdapterError(
-            f"the implementation {name!r} does not load: {error}; "
+            f"the implementation {name!r} does not load: {type(error).__name__}: {error}; "
             "is its extra installed? For vitfast: python -m pip install 'vitspec[fast]'"
         ) from error
-    if implementation.spec not in MODELS:
-        raise AdapterError(
-            f"the implementation {name!r} claims to be {implementation.spec!r}; "
-            f"expected one of {', '.join(MODELS)}"
-        )
+    if problems := list(_interface_problems(implementation)):
+        raise AdapterError(f"the implementation {name!r}: " + "; ".join(problems))
     return implementation
+
+
+def _interface_problems(implementation: Any) -> Iterator[str]:
+    """What is missing of the attributes and methods that an implementation must have."""
+    choices = {"spec": tuple(MODELS), "dtype": ("float32", "float64")}
+    for attribute, known in choices.items():
+        if (value := getattr(implementation, attribute, None)) not in known:
+            yield f"{attribute}: expected one of {', '.join(known)}, got {value!r}"
+    for attribute in ("name", "version"):
+        if not isinstance(value := getattr(implementation, attribute, None), str):
+            yield f"{attribute}: expected a string, got {value!r}"
+    for method in ("forward", "vjp"):
+        if not callable(getattr(implementation, method, None)):
+            yield f"{method}: expected a method"
 
 
 def evaluate(
@@ -97,18 +107,20 @@ def evaluate(
     try:
         logits = implementation.forward(config, params, image[None])
         d_params, d_images = implementation.vjp(config, params, image[None], d_logits[None])
-    except Exception as error:
+        # Other frameworks' arrays become NumPy's here, so that nothing below computes with theirs.
+        found = {"logits": np.asarray(logits), "image": np.asarray(d_images)}
+        found |= {name: np.asarray(value) for name, value in d_params.items()}
+    except (Exception, SystemExit) as error:
         raise AdapterError(
             f"{implementation.name} raised {type(error).__name__} on {config!r} with an image of "
             f"shape {image.shape}: {error}"
         ) from error
-    found = {"logits": logits, "image": d_images, **d_params}
     expected = {"logits": (1, config.num_classes), "image": (1, *image.shape)}
     expected |= {name: array.shape for name, array in params.items()}
     problems = [f"{name}: missing" for name in expected.keys() - found]
     problems += [f"{name}: unexpected" for name in found.keys() - expected]
     for name in expected.keys() & found.keys():
-        got = np.asarray(found[name])
+        got = found[name]
         if got.shape != tuple(expected[name]) or got.dtype != image.dtype:
             problems.append(
                 f"{name}: expected {image.dtype} {tuple(expected[name])}, "
@@ -117,4 +129,4 @@ def evaluate(
     if problems:
         raise AdapterError(f"{implementation.name} on {config!r}: " + "; ".join(sorted(problems)))
     single = {"logits": found["logits"][0], "image": found["image"][0]}
-    return single | {name: np.asarray(found[name]) for name in params}
+    return single | {name: found[name] for name in params}

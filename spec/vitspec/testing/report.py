@@ -8,7 +8,10 @@ import platform
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,9 @@ def write_json(path: Path, data: Any) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(data, file, indent=1, allow_nan=False)
             file.write("\n")
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # as any new file; mkstemp's are private
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -124,7 +130,7 @@ def photograph_table(name: str, info: dict[str, str], grades: Sequence[Grade]) -
 def cases_table(results: Sequence[CaseResult]) -> Table:
     """One row for each implementation's small cases, with the worst tensor of all."""
     table = Table(title="small random configurations", title_justify="left")
-    table.add_column("as", no_wrap=True)
+    table.add_column("implementation", overflow="fold")
     for heading in ("configs", "tensors", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("worst tensor", overflow="fold")
@@ -135,7 +141,7 @@ def cases_table(results: Sequence[CaseResult]) -> Table:
         worst = max((r.worst for r in own), key=lambda g: (not g.conforms, g.ratio))
         failed = sum(bool(r.failures) for r in own)
         table.add_row(
-            own[0].case.spec,
+            name,
             str(len({r.case.config for r in own})),
             str(sum(r.tensors for r in own)),
             str(failed),
@@ -221,11 +227,11 @@ def bench_json(timings: Sequence[Timing]) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-    }
+    packages = {}
+    for name in ("numpy", "jax", "jaxlib", "flax", "tokamax", "torch"):
+        with suppress(PackageNotFoundError):
+            packages[name] = package_version(name)
+    return {"python": platform.python_version(), "machine": platform.machine(), **packages}
 
 
 def _verdict(conforms: bool) -> str:
