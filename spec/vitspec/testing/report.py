@@ -130,7 +130,7 @@ def photograph_table(name: str, info: dict[str, str], grades: Sequence[Grade]) -
 def cases_table(results: Sequence[CaseResult]) -> Table:
     """One row for each implementation's small cases, with the worst tensor of all."""
     table = Table(title="small random configurations", title_justify="left")
-    table.add_column("implementation", overflow="fold")
+    table.add_column("name", overflow="fold")
     for heading in ("configs", "tensors", "failed"):
         table.add_column(heading, justify="right")
     table.add_column("worst tensor", overflow="fold")
