@@ -1,7 +1,6 @@
 """The Vision Transformer in Flax NNX: TorchLean's `ViTSpec` and `ViTClsSpec`, on batches.
 
-    tokens   = conv2d(patch_embed, images)           (B, T, D)
-    tokens   = the grid's positions as rows          (B, T, D), T = out_h * out_w, row-major
+    tokens   = conv2d(patch_embed, images)           (B, T, D), the grid's positions row by row
     sequence = tokens                    | cls_token above tokens        (B, n, D), n = T | T + 1
     encoded  = encoder(sequence + pos)
     pooled   = mean of the rows          | row 0                         (B, D)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from support.compare import assert_close, assert_flat_close
 from vitfast import from_flat, make_tokamax_attention, to_flat
 from vitfast.implementation import vit, vit_cls
+from vitspec import ViTConfig
 from vitspec.geometry import patch_count
 from vitspec.testing import strategies
-from vitspec.testing.cases import MODELS
+from vitspec.testing.cases import MODELS, Case
 
 TOLERANCE = 1e-11
 BATCH = 2
@@ -111,3 +112,12 @@ def weighted_sum_and_grad(model, images, cotangent):
         return (logits * cotangent).sum(), logits
 
     return jax.value_and_grad(weighted_sum, argnums=(0, 1), has_aux=True)(model, images)
+
+
+def test_heads_of_width_one_over_many_tokens_conform():
+    """Without the second feature in `vitfast.attention`, XLA's compiler aborts the process here."""
+    config = ViTConfig(3, 1, 1, 2, embed_dim=5, hidden_dim=2, head_count=3, num_layers=1)
+    case = Case("vit", config, in_channels=1, height=4, width=3, seed=73946)
+    assert config.head_dim == 1
+    assert patch_count(config, case.height, case.width) >= 40
+    assert_conforms(case, case.model(), case.image()[None], case.d_logits()[None])
