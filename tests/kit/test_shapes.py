@@ -1,0 +1,379 @@
+"""Every shape by formula is the shape of what the specification really computes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from vitspec import InvalidParameters, NotWellFormed, ViTConfig, vit_large_patch16_config
+from vitspec.geometry import pad, sliding_window_out_dim
+from vitspec.layers.attention import scaled_dot_product_attention
+from vitspec.layers.conv2d import conv2d, window_rows
+from vitspec.models.tokens import grid_to_tokens
+from vitspec.testing.bench import flops, products
+from vitspec.testing.shapes import (
+    LAYER,
+    Model,
+    forward_flops,
+    letters,
+    parameter_count,
+    parameter_rows,
+    parse_config,
+    remarks,
+    shapes,
+    shapes_json,
+    shapes_table,
+)
+from vitspec.testing.strategies import cases, edge_cases, edges_of
+
+any_case = cases(degenerate=True) | edge_cases()
+batches = st.none() | st.integers(0, 3)
+
+
+def model_of(case):
+    return Model(case.config, case.spec, *case.image_shape)
+
+
+def leaves(record, prefix):
+    """The arrays of a trace's record by path, without the layer's input."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        elif field.name != "input":
+            yield prefix + field.name, value
+
+
+def computed(case):
+    """The arrays that the specification makes of a case, by name, in order."""
+    model, image = case.model(), case.image()
+    trace = model.trace(image)
+    padded = pad(image, case.config.padding)
+    grid = conv2d(model.patch_embed, image)
+    tokens = grid_to_tokens(grid)
+    arrays = {"image": image, "padded": padded, "windows": window_rows(model.patch_embed, padded)}
+    arrays |= {"grid": grid, "tokens": tokens}
+    if case.spec == "vit-cls":
+        arrays["sequence"] = model._sequence(tokens)
+    arrays["embedded"] = trace.embedded
+    for i, layer in enumerate(trace.layers):
+        for name, array in leaves(layer, LAYER.format(i=i)):
+            if name.endswith("mha.weights"):
+                arrays[name.replace("weights", "scores")] = layer.mha.q @ layer.mha.k.swapaxes(1, 2)
+            arrays[name] = array
+    return arrays | {"encoded": trace.encoded, "pooled": trace.pooled, "logits": trace.logits}
+
+
+@given(case=any_case, batch=batches)
+@settings(max_examples=150)
+def test_every_shape_is_that_of_a_real_run(case, batch):
+    real = [(name, array.shape) for name, array in computed(case).items()]
+    rows = shapes(*model_of(case), every_layer=True)
+    assert [(row.name, row.shape) for row in rows] == real
+    if batch is not None:
+        batched = shapes(*model_of(case), batch, every_layer=True)
+        assert [(row.name, row.shape[1:]) for row in batched] == real
+        assert {row.shape[0] for row in batched} == {batch}
+
+
+@given(case=any_case)
+def test_every_parameter_s_shape_is_that_of_a_real_model(case):
+    flat = case.model().to_flat()
+    rows = parameter_rows(*model_of(case), every_layer=True)
+    assert [(r.name, r.shape) for r in rows] == [(n, leaf.shape) for n, leaf in flat.items()]
+    assert [r.size for r in rows] == [leaf.size for leaf in flat.values()]
+    assert parameter_count(*model_of(case)) == sum(leaf.size for leaf in flat.values())
+
+
+class Counting(np.ndarray):
+    """An array that counts the operations of the matrix products that it is in."""
+
+    flops = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        plain = [np.asarray(x) if isinstance(x, Counting) else x for x in inputs]
+        if "out" in kwargs:
+            kwargs["out"] = tuple(np.asarray(x) for x in kwargs["out"])
+        result = getattr(ufunc, method)(*plain, **kwargs)
+        if ufunc is np.matmul:
+            Counting.flops += 2 * result.size * plain[0].shape[-1]
+        return result.view(Counting) if isinstance(result, np.ndarray) else result
+
+
+@given(case=any_case, batch=batches)
+@settings(max_examples=50)
+def test_the_operations_are_those_of_the_matrix_products_of_a_real_run(case, batch):
+    model = case.model().map(lambda leaf: leaf.view(Counting))
+    Counting.flops = 0
+    model.forward(case.image().view(Counting))
+    assert forward_flops(*model_of(case)) == Counting.flops
+    if batch is not None:
+        assert forward_flops(*model_of(case), batch) == batch * Counting.flops
+
+
+def test_counting_sees_a_matrix_product_by_its_definition():
+    Counting.flops = 0
+    q = np.ones((5, 3)).view(Counting)
+    scaled_dot_product_attention(q, q, q)
+    assert Counting.flops == 2 * (5 * 3 * 5 + 5 * 5 * 3)
+
+
+def test_a_vit_large_has_the_operations_that_bench_counts():
+    model = Model(vit_large_patch16_config, "vit", 3, 384, 224)
+    assert forward_flops(*model) == flops(products(vit_large_patch16_config, 3, 384, 224))
+
+
+@given(case=any_case)
+def test_one_layer_s_rows_stand_for_all_layers(case):
+    model = model_of(case)
+    for rows in (shapes, parameter_rows):
+        every = rows(*model, every_layer=True)
+        once = [row._replace(name=row.name.replace("{i}", "0")) for row in rows(*model)]
+        others = tuple(LAYER.format(i=i) for i in range(1, case.config.num_layers))
+        assert once == [row for row in every if not row.name.startswith(others or "-")]
+
+
+@given(case=any_case)
+def test_formulas_are_in_the_letters_that_are_explained(case):
+    model = model_of(case)
+    known = letters(*model, 2)
+    for row in [*shapes(*model, 2), *parameter_rows(*model)]:
+        assert len(row.formula.split(", ")) == len(row.shape)
+        assert set(row.formula.replace(",", "").split()) <= known.keys()
+
+
+# ---- remarks -----------------------------------------------------------------------------------
+
+
+def covered_by_brute_force(extent, patch, config):
+    out = sliding_window_out_dim(extent, patch, config.stride, config.padding)
+    padded = {i * config.stride + tap for i in range(out) for tap in range(patch)}
+    return len(padded & set(range(config.padding, config.padding + extent)))
+
+
+@given(case=any_case)
+@settings(max_examples=200)
+def test_pixels_that_no_window_covers_are_counted(case):
+    c, text = case.config, "\n".join(remarks(*model_of(case)))
+    z = letters(*model_of(case))
+    for extent, patch, axis in ((case.height, c.patch_h, "rows"), (case.width, c.patch_w, "col")):
+        missing = extent - covered_by_brute_force(extent, patch, c)
+        assert (f" {missing} of {extent} {axis}" in text) == (missing > 0 and z["T"] > 0)
+
+
+REMARKED = {
+    "no token": "no patch fits",
+    "padding at least the patch": "wholly in the padding",
+    "heads do not divide the width": "do not divide",
+    "more heads than width": "more heads",
+    "no layers": "no layers",
+    "embed_dim 1": "D = 1",
+    "one row": "one row",
+}
+
+
+@given(case=any_case)
+@settings(max_examples=200)
+def test_an_edge_is_remarked_on_and_only_then(case):
+    text, edges = "\n".join(remarks(*model_of(case))), edges_of(case)
+    for edge, words in REMARKED.items():
+        at_edge = any(name.startswith(edge) for name in edges)
+        if edge == "no token":
+            at_edge = letters(*model_of(case))["T"] == 0
+        if edge in ("embed_dim 1", "one row"):
+            at_edge = at_edge and case.config.num_layers > 0
+        assert (words in text) == at_edge, edge
+
+
+# ---- output ------------------------------------------------------------------------------------
+
+
+def printed(*model):
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(shapes_table(*model))
+    return capture.get()
+
+
+@given(case=any_case, batch=batches)
+@settings(max_examples=30)
+def test_the_table_fits_80_columns_and_has_every_row(case, batch):
+    text = printed(*model_of(case), batch)
+    assert max(map(len, text.splitlines())) <= 80
+    for row in [*shapes(*model_of(case), batch), *parameter_rows(*model_of(case))]:
+        cells = (row.name.removeprefix(LAYER), " x ".join(map(str, row.shape)), row.formula)
+        assert any(all(f" {cell} " in line for cell in cells) for line in text.splitlines())
+
+
+def test_the_table_of_a_huge_model_fits_80_columns():
+    text = printed(*parse_config("large,height=1024,width=2048"), 1024)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_table_of_a_vit_base():
+    lines = printed(*parse_config("base")).splitlines()
+    assert lines[0] == "vit on 3 x 224 x 224, patches of 16 x 16, stride 16, padding 0"
+    assert lines[1].startswith("T = 14 x 14 = 196, n = 196, D = 768, 12 heads of d = 64, I = 768")
+    assert lines[-1] == "86,527,720 parameters; 34.9 GFLOP in the forward's matrix products"
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    assert ["mha.q", "12 x 196 x 64", "heads, n, d", "by head"] in cells
+    assert ["encoder.layers.{i}.", "", "", "12 times"] in cells
+
+
+@given(case=any_case, batch=batches, every_layer=st.booleans())
+@settings(max_examples=30)
+def test_the_json_says_the_same(case, batch, every_layer):
+    data = json.loads(json.dumps(shapes_json(*model_of(case), batch, every_layer=every_layer)))
+    assert data["schema"] == "vitspec-shapes/1"
+    assert ViTConfig(**data["config"]) == case.config
+    assert data["image"] == case.size
+    rows = shapes(*model_of(case), batch, every_layer=every_layer)
+    assert [(r["name"], tuple(r["shape"])) for r in data["shapes"]] == [row[:2] for row in rows]
+    assert sum(r["size"] * r["times"] for r in data["parameters"]) == data["parameter_count"]
+    assert data["forward_flops"] == forward_flops(*model_of(case), batch)
+
+
+# ---- refusals ----------------------------------------------------------------------------------
+
+EVERYTHING = (shapes, parameter_rows, parameter_count, forward_flops, remarks, shapes_json)
+
+
+@pytest.mark.parametrize("function", EVERYTHING)
+def test_an_ill_formed_model_has_no_shapes(function):
+    with pytest.raises(NotWellFormed, match=r"(?s)headCount_pos.*h_inC"):
+        function(ViTConfig(head_count=0), "vit", 0, 224, 224)
+    with pytest.raises(ValueError, match="expected one of vit, vit-cls, got 'ViT'"):
+        function(ViTConfig(), "ViT", 3, 224, 224)
+    with pytest.raises(InvalidParameters, match="at most 100,000 layers"):
+        function(ViTConfig(num_layers=2**31 - 1), "vit", 3, 224, 224)
+
+
+def test_a_batch_is_a_natural_number():
+    with pytest.raises(NotWellFormed, match="nat: batch"):
+        shapes(*parse_config("base"), -1)
+
+
+# ---- the command's argument --------------------------------------------------------------------
+
+BASE, SIZE = ViTConfig(), (3, 224, 224)
+
+
+def fields_of(text):
+    """What a message calls known."""
+    return text.partition("known are ")[2].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base", Model(BASE, "vit", *SIZE)),
+        ("large", Model(vit_large_patch16_config, "vit", *SIZE)),
+        ("embed_dim=5", Model(ViTConfig(embed_dim=5), "vit", *SIZE)),
+        (
+            " base , height = 32,in_channels=1 , spec=vit-cls",
+            Model(BASE, "vit-cls", 1, 32, 224),
+        ),
+        (
+            "large,num_layers=0",
+            Model(dataclasses.replace(vit_large_patch16_config, num_layers=0), "vit", *SIZE),
+        ),
+    ],
+)
+def test_a_text_describes_a_model(text, expected):
+    assert parse_config(text) == expected
+
+
+@given(case=any_case)
+@settings(max_examples=30)
+def test_a_model_written_as_text_or_as_a_file_is_read_back(case, tmp_path_factory):
+    values = dataclasses.asdict(case.config) | case.size | {"spec": case.spec}
+    assert parse_config(",".join(f"{k}={v}" for k, v in values.items())) == model_of(case)
+    path = tmp_path_factory.getbasetemp() / "model.json"
+    path.write_text(json.dumps(values))
+    assert parse_config(str(path)) == model_of(case)
+
+
+def test_a_file_s_absent_fields_are_those_of_base(tmp_path):
+    path = tmp_path / "model.json"
+    path.write_text('{"height": 32, "num_classes": 7}')
+    assert parse_config(str(path)) == Model(ViTConfig(num_classes=7), "vit", 3, 32, 224)
+
+
+def test_a_directory_called_like_a_preset_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    assert parse_config("base").config == BASE
+
+
+@pytest.mark.parametrize("text", ["embed_dimm=5", "base,embedDim=5,embed_dimm=3"])
+def test_an_unknown_field_is_told_with_the_known_ones(text):
+    with pytest.raises(ValueError, match=r"'embed_dimm' \(did you mean embed_dim\?\)") as error:
+        parse_config(text)
+    known = {field.name for field in dataclasses.fields(ViTConfig)}
+    assert set(fields_of(str(error.value))) == known | {"in_channels", "height", "width", "spec"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ",", "huge", "base,base", "large,", "=3", "stride=", "stride", "a" * 5000, "\0", "b\na"],
+)
+def test_what_is_no_configuration_is_refused_with_what_would_be_one(text):
+    with pytest.raises(ValueError, match="expected base or large, key=value,key=value or a JSON"):
+        parse_config(text)
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="stride is given twice"):
+        parse_config("stride=3,stride=4")
+    path = tmp_path / "model.json"
+    path.write_text('{"stride": 3, "stride": 3}')
+    with pytest.raises(ValueError, match="given twice: stride"):
+        parse_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("patch_h=0,num_classes=0,in_channels=0", {"patchH_ne0", "numClasses_ne0", "h_inC"}),
+        ("patch_h=300", {"h_tok"}),
+        ("patch_h=300,in_channels=0", {"h_tok", "h_inC"}),
+        ("stride=-1,width=wide,embed_dim=1.5,head_count=" + "9" * 5000, {"nat"}),
+    ],
+)
+def test_every_broken_rule_is_listed(text, labels):
+    with pytest.raises(NotWellFormed) as error:
+        parse_config(text)
+    assert {violation.split(":")[0] for violation in error.value.violations} == labels
+    if labels == {"nat"}:
+        assert len(error.value.violations) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not a JSON file"),
+        (b"\xff\xfe", "not a JSON file"),
+        (b"[1]", "expected an object of fields, got list"),
+        (b"[" * 200_000, "not a JSON file"),
+        (b" " * 1_000_001, "more than 1,000,000 bytes"),
+        (b'{"spec": ["vit"]}', "expected one of vit, vit-cls"),
+        (b'{"config": {}}', "unknown field 'config'"),
+        (b'{"stride": 1.0, "padding": null}', r"(?s)nat: stride.*nat: padding"),
+    ],
+)
+def test_a_bad_file_is_refused(content, message, tmp_path):
+    path = tmp_path / "model.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        parse_config(str(path))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        parse_config(str(tmp_path / "model.json"))
+    with pytest.raises(ValueError, match="not a file"):
+        parse_config(str(tmp_path))
