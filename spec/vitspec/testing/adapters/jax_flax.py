@@ -1,0 +1,239 @@
+"""Implementations made of JAX functions and Flax NNX modules; `jax.vjp` takes the derivatives.
+
+Programs are compiled once for each configuration and shape, unless `jit` is false. float64 is
+switched on for the call alone, and in float32 every product is asked for in full precision, since
+accelerators would round the factors to fewer bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitspec.config import ViTConfig
+from vitspec.testing.adapters.adapter import Adapter, Result, Supports, split_output
+from vitspec.testing.adapters.frameworks import framework
+from vitspec.testing.adapters.name_maps import BoundMap, NameMap
+from vitspec.typing import Array
+
+QUICK_UP_TO = 1_000_000
+"""The number of parameters and pixels up to which compiling costs more than running."""
+
+PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32"}
+"""JAX's name for the precision of matrix products, where the scalar type does not say it."""
+
+
+def from_jax(
+    function: Callable[[ViTConfig, Any, Any], Any],
+    name_map: NameMap | None = None,
+    *,
+    name: str,
+    version: str,
+    spec: str,
+    dtype: str | tuple[str, ...] = ("float32", "float64"),
+    tree: Callable[[ViTConfig, int, int, int], Any] | None = None,
+    jit: bool = True,
+    channels_last: bool = False,
+    supports: Supports | None = None,
+) -> JaxAdapter:
+    """An implementation made of a JAX function.
+
+    Args:
+        function: (config, parameters, images) -> logits (B, K), or a mapping with `logits` and
+            taps; traceable by JAX in the parameters and images.
+        name_map: the names of the parameters; None if they are the specification's.
+        name: what reports call it.
+        version: likewise.
+        spec: the function that it claims to be, "vit" or "vit-cls".
+        dtype: the precision, or float64 and another one; the default first. Parameters and images
+            are converted to it.
+        tree: called with (config, in_channels, height, width); returns a pytree like the one that
+            the function takes, of arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape` makes
+            of a Linen module's `init`. A leaf's name is its path, joined by dots. If None, the
+            function takes a flat dictionary by the names of the name map.
+        jit: whether to compile the function.
+        channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
+        supports: called with a config; None, or why the function does not compute such models.
+    """
+
+    def model(config: ViTConfig, *size: int) -> _Model:
+        if tree is None:
+            return _Model(None, lambda params, images: function(config, params, images))
+        jax = framework("jax")
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree(config, *size))
+        names = [dotted(path) for path, _ in leaves]
+
+        def call(params: Mapping[str, Any], images: Any) -> Any:
+            filled = jax.tree_util.tree_unflatten(structure, [params[name] for name in names])
+            return function(config, filled, images)
+
+        return _Model({n: leaf for n, (_, leaf) in zip(names, leaves, strict=True)}, call)
+
+    return JaxAdapter(
+        model,
+        jit=jit,
+        channels_last=channels_last,
+        name=name,
+        version=version,
+        spec=spec,
+        dtype=dtype,
+        name_map=name_map,
+        supports=supports,
+    )
+
+
+def from_nnx(
+    build: Callable[[ViTConfig, int, int, int], Any],
+    name_map: NameMap | None = None,
+    *,
+    name: str,
+    version: str,
+    spec: str,
+    dtype: str | tuple[str, ...] = ("float32", "float64"),
+    training: bool = False,
+    jit: bool = True,
+    channels_last: bool = False,
+    supports: Supports | None = None,
+) -> JaxAdapter:
+    """An implementation made of a Flax NNX module.
+
+    Args:
+        build: called with (config, in_channels, height, width), once for each combination; returns
+            an `nnx.Module` that maps images to logits, as `function` in `from_jax`. Its parameters
+            are its `nnx.Param`s, and are replaced; a name is a path, joined by dots.
+        name_map: the names of the parameters; None if they are the specification's.
+        name: what reports call it.
+        version: likewise.
+        spec: the function that it claims to be, "vit" or "vit-cls".
+        dtype: as in `from_jax`. What the module's own `dtype` says still holds: leave it None.
+        training: whether in training mode. Dropout must then have the rate 0.
+        jit: whether to compile the module.
+        channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
+        supports: called with a config; None, or why the module does not compute such models.
+    """
+
+    def model(config: ViTConfig, *size: int) -> _Model:
+        nnx = framework("flax.nnx")
+        module = build(config, *size)
+        if training:
+            module.train()
+        else:
+            module.eval()
+        graph, state, rest = nnx.split(module, nnx.Param, ...)
+        flat = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+
+        def call(params: Mapping[str, Any], images: Any) -> Any:
+            filled = [(path, leaf.replace(params[n])) for n, (path, leaf) in flat.items()]
+            return nnx.merge(graph, nnx.from_flat_state(filled), rest)(images)
+
+        return _Model({n: leaf.get_value() for n, (_, leaf) in flat.items()}, call)
+
+    return JaxAdapter(
+        model,
+        jit=jit,
+        channels_last=channels_last,
+        name=name,
+        version=version,
+        spec=spec,
+        dtype=dtype,
+        name_map=name_map,
+        supports=supports,
+    )
+
+
+@dataclass
+class _Model:
+    """A model for one configuration: its parameters, if they are known, and how to call it."""
+
+    leaves: Mapping[str, Any] | None
+    call: Callable[[Mapping[str, Any], Any], Any]
+
+
+class JaxAdapter(Adapter):
+    """See `from_jax` and `from_nnx`, which make it."""
+
+    def __init__(
+        self, model: Callable[..., _Model], *, jit: bool, channels_last: bool, **identity: Any
+    ) -> None:
+        super().__init__(**identity)
+        self.jit, self.channels_last, self._model = jit, channels_last, model
+
+    def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Result:
+        """The logits, and any taps."""
+        size = images.size + sum(array.size for array in params.values())
+        with self._loaded(config, params, images) as (_, programs, theirs):
+            if size <= QUICK_UP_TO:
+                # Whoever checks a small model wants its gradients too: one program serves for both.
+                zeros = np.zeros((len(images), config.num_classes), images.dtype)
+                (logits, taps), _ = programs["vjp"](theirs, images, zeros)
+            else:
+                logits, taps = programs["forward"](theirs, images)
+            return {"logits": np.asarray(logits)} | {n: np.asarray(v) for n, v in taps.items()}
+
+    def vjp(
+        self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
+    ) -> tuple[dict[str, Array], Array]:
+        """The cotangents by `jax.vjp`."""
+        with self._loaded(config, params, images) as (bound, programs, theirs):
+            _, (d_theirs, d_images) = programs["vjp"](theirs, images, cotangent)
+            gradients = {name: np.asarray(gradient) for name, gradient in d_theirs.items()}
+            return bound.to_our_gradients(gradients), np.asarray(d_images)
+
+    @contextmanager
+    def _loaded(
+        self, config: ViTConfig, params: Mapping[str, Array], images: Array
+    ) -> Iterator[tuple[BoundMap, dict[str, Any], dict[str, Array]]]:
+        """The name map, the programs and their parameters, in JAX's settings for the precision."""
+        jax, precision = framework("jax"), self.precision(images)
+        products = jax.default_matmul_precision(PRODUCTS.get(precision))
+        with jax.enable_x64(precision == "float64"), products:
+            bound, programs = self._built(config, images.shape[1:], precision)
+            yield bound, programs, bound.to_theirs(params)
+
+    def _build(
+        self, config: ViTConfig, image_shape: tuple[int, int, int], precision: str
+    ) -> tuple[BoundMap, dict[str, Any]]:
+        jax = framework("jax")
+        model = self._model(config, *image_shape)  # first: it may refuse the configuration
+        bound = self.bound_map(config, image_shape)
+        if model.leaves is not None:
+            bound.check(model.leaves, f"the parameters of {self.name}")
+        programs = self._programs(jax, model, "float32" if precision == "tf32" else precision)
+        return bound, {n: jax.jit(p) if self.jit else p for n, p in programs.items()}
+
+    def _programs(self, jax: Any, model: _Model, dtype: str) -> dict[str, Any]:
+        scalar_type = getattr(jax.numpy, dtype)
+
+        def convert(tree: Any) -> Any:
+            return jax.tree.map(lambda x: x.astype(scalar_type), tree)
+
+        def run(params: Any, images: Any) -> Any:
+            if self.channels_last:
+                images = images.transpose(0, 2, 3, 1)
+            return split_output(model.call(params, images))
+
+        def forward(params: Any, images: Any) -> Any:
+            return _widened(jax, run(*convert((params, images))))
+
+        def vjp(params: Any, images: Any, cotangent: Any) -> Any:
+            logits, pullback, taps = jax.vjp(run, *convert((params, images)), has_aux=True)
+            gradients = pullback(cotangent.astype(logits.dtype))
+            return _widened(jax, ((logits, taps), gradients))
+
+        return {"forward": forward, "vjp": vjp}
+
+
+def _widened(jax: Any, tree: Any) -> Any:
+    """The same numbers, those of short types in float32, so that any NumPy can read them."""
+    wide = lambda x: x.astype(np.float32) if x.dtype.itemsize < 4 else x  # noqa: E731
+    return jax.tree.map(wide, tree)
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """The name of a leaf of a pytree: the keys on the way to it, joined by dots."""
+    steps = (getattr(key, attribute, None) for key in path for attribute in ("key", "name", "idx"))
+    return ".".join(str(step) for step in steps if step is not None)

@@ -1,0 +1,103 @@
+"""The name maps that ship: data only."""
+
+from __future__ import annotations
+
+from vitspec.testing.adapters.name_maps import Constant, NameMap, Rule
+
+LAYER = "encoder.layers.{i}."
+ALL_LAYERS = "encoder.layers.*."
+OF_A_LAYER = (
+    "mha.wq", "mha.wk", "mha.wv", "mha.wo", "ffn.w1", "ffn.w2", "ffn.b1", "ffn.b2",
+    "norm1_gamma", "norm1_beta", "norm2_gamma", "norm2_beta",
+)  # fmt: skip
+OUTSIDE = (
+    "patch_embed.kernel", "patch_embed.bias", "cls_token", "pos_enc.pos", "head.weights",
+    "head.bias",
+)  # fmt: skip
+QKV = (LAYER + "mha.wq", LAYER + "mha.wk", LAYER + "mha.wv")
+
+SAME_NAMES = NameMap(
+    "the specification's own names",
+    tuple(Rule(name, name) for name in (*OUTSIDE, *(LAYER + name for name in OF_A_LAYER))),
+)
+"""For functions that take the parameters as the specification names them."""
+
+VITFAST = NameMap(
+    "vitfast",
+    (
+        *(Rule(name, name) for name in OUTSIDE),
+        *(Rule(f"encoder.layers.{name}", ALL_LAYERS + name) for name in OF_A_LAYER),
+    ),
+)
+"""The NNX module of `vitfast`: our names and layouts, with the layers stacked on a first axis."""
+
+TORCH_ENCODER = NameMap(
+    "torch.nn.TransformerEncoder",
+    (
+        Rule("patch_embed.weight", "patch_embed.kernel"),
+        Rule("patch_embed.bias", "patch_embed.bias"),
+        Rule("cls_token", "cls_token", "row-1-1"),
+        Rule("pos_embed", "pos_enc.pos", "rows-1"),
+        Rule(LAYER + "self_attn.in_proj_weight", QKV, "qkv-out-in"),
+        Rule(LAYER + "self_attn.out_proj.weight", LAYER + "mha.wo", "transpose"),
+        Rule(LAYER + "linear1.weight", LAYER + "ffn.w1", "transpose"),
+        Rule(LAYER + "linear1.bias", LAYER + "ffn.b1"),
+        Rule(LAYER + "linear2.weight", LAYER + "ffn.w2", "transpose"),
+        Rule(LAYER + "linear2.bias", LAYER + "ffn.b2"),
+        Rule(LAYER + "norm1.weight", LAYER + "norm1_gamma"),
+        Rule(LAYER + "norm1.bias", LAYER + "norm1_beta"),
+        Rule(LAYER + "norm2.weight", LAYER + "norm2_gamma"),
+        Rule(LAYER + "norm2.bias", LAYER + "norm2_beta"),
+        Rule("head.weight", "head.weights"),
+        Rule("head.bias", "head.bias"),
+    ),
+    (
+        Constant(LAYER + "self_attn.in_proj_bias", "(3 H d)"),
+        Constant(LAYER + "self_attn.out_proj.bias", "D"),
+    ),
+)
+"""PyTorch's own modules: `Conv2d`, `TransformerEncoder` and `Linear`, and positions (1, n, D).
+
+`TransformerEncoderLayer` has biases in its attention, which the specification has not. (Without
+them, with `bias=False`, it would have none in its feed-forward and normalisations either.)
+"""
+
+FLAX_ATTENTION = NameMap(
+    "Flax modules",
+    (
+        Rule("patch_embed.kernel", "patch_embed.kernel", "kernel-hwio"),
+        Rule("patch_embed.bias", "patch_embed.bias"),
+        Rule("cls_token", "cls_token", "row-1-1"),
+        Rule("pos_embed", "pos_enc.pos", "rows-1"),
+        Rule("layers.{i}.attention.query.kernel", LAYER + "mha.wq", "heads-in"),
+        Rule("layers.{i}.attention.key.kernel", LAYER + "mha.wk", "heads-in"),
+        Rule("layers.{i}.attention.value.kernel", LAYER + "mha.wv", "heads-in"),
+        Rule("layers.{i}.attention.out.kernel", LAYER + "mha.wo", "heads-out"),
+        Rule("layers.{i}.linear1.kernel", LAYER + "ffn.w1"),
+        Rule("layers.{i}.linear1.bias", LAYER + "ffn.b1"),
+        Rule("layers.{i}.linear2.kernel", LAYER + "ffn.w2"),
+        Rule("layers.{i}.linear2.bias", LAYER + "ffn.b2"),
+        Rule("layers.{i}.norm1.scale", LAYER + "norm1_gamma"),
+        Rule("layers.{i}.norm1.bias", LAYER + "norm1_beta"),
+        Rule("layers.{i}.norm2.scale", LAYER + "norm2_gamma"),
+        Rule("layers.{i}.norm2.bias", LAYER + "norm2_beta"),
+        Rule("head.kernel", "head.weights", "transpose"),
+        Rule("head.bias", "head.bias"),
+    ),
+)
+"""Flax's own modules: `Conv`, `MultiHeadAttention` without biases, `LayerNorm` and `Linear`.
+
+NNX and Linen name what is inside their modules alike.
+"""
+
+NAME_MAPS = {
+    "same": SAME_NAMES,
+    "vitfast": VITFAST,
+    "torch": TORCH_ENCODER,
+    "flax": FLAX_ATTENTION,
+    "flax-patches": FLAX_ATTENTION.replacing(
+        Rule("patch_embed.kernel", "patch_embed.kernel", "kernel-hwc-in-out"),
+        name="Flax modules, patches as rows",
+    ),
+}
+"""Every map that ships, by a short name."""
