@@ -72,11 +72,12 @@ def configs(
         **fields: fields of the configuration to draw otherwise: a strategy or a number each, such
             as `padding=0` or `head_count=st.sampled_from([1, 3])`.
     """
-    patch = st.integers(1, max(max_extent // 2, 1))
+    half = max(max_extent // 2, 1)
+    patch = st.integers(1, half)
     drawn = {
         "patch_h": patch,
         "patch_w": patch,
-        "stride": patch | st.just(0) if degenerate else patch,
+        "stride": st.sampled_from([*range(1, half + 1), 0]) if degenerate else patch,
         "padding": st.integers(0, 2),
         "embed_dim": st.integers(min_embed_dim, max_extent),
         "hidden_dim": st.integers(1, max_extent),
@@ -112,7 +113,7 @@ def image_sizes(
         draw: given by Hypothesis.
         config: a well-formed configuration.
         spec: "vit" (at least one patch fits) or "vit-cls".
-        max_extent: the largest height and width, unless that leaves no room for two patches.
+        max_extent: the largest height and width, or as large as two patches with what is left over.
         max_channels: the largest number of channels.
         degenerate: whether there may be no row or no column.
 
@@ -124,15 +125,35 @@ def image_sizes(
         raise NotWellFormed(repr(config), ["h_tok: with stride 0 no image has a token"])
 
     def extent(patch: int) -> int:
-        low = 0 if degenerate else 1
-        if spec == "vit":
-            low = max(low, patch - 2 * config.padding)
-        any_extent = st.integers(low, max(max_extent, low + max(patch, config.stride)))
-        # Half of the degenerate ones are at the edge: few combinations with the padding exist.
-        return draw(any_extent | st.integers(low, low + 1) if degenerate else any_extent)
+        return draw(_extents(patch, config, spec, max_extent, degenerate))
 
     channels = draw(st.integers(1, max_channels))
     return channels, extent(config.patch_h), extent(config.patch_w)
+
+
+@st.composite
+def _extents(
+    draw: Any, /, patch: int, config: ViTConfig, spec: str, max_extent: int, degenerate: bool
+) -> int:
+    """Heights, or widths: windows and pixels beyond the last are drawn apart, and shrink apart.
+
+    Every extent drawn by itself would shrink to a large patch on a small image as readily as to
+    the opposite: to make either smaller, the other would have to change at the same time.
+    """
+    s, slack = config.stride, patch - 2 * config.padding  # slack: the extent of one window
+    low = 0 if degenerate else 1
+    if s == 0:
+        return draw(st.integers(low, max_extent))
+    fewest = max(1, 1 - (slack + s - 1 - low) // s)  # windows on at least `low` pixels
+    limit = max(max_extent, slack + 2 * s - 1)
+    windows = list(range(fewest, (limit - slack) // s + 2))
+    if spec == "vit-cls" and slack > low:
+        windows.append(0)  # last, as it is not the simplest
+    drawn = draw(st.sampled_from(windows))
+    if drawn == 0:
+        return slack - draw(st.integers(1, slack - low))
+    extent = slack + (drawn - 1) * s
+    return extent + draw(st.integers(max(0, low - extent), min(s - 1, limit - extent)))
 
 
 @st.composite
@@ -358,8 +379,9 @@ def ill_formed_configs(
         (size if name in size else fields)[name] = 0
     if "h_tok" in labels:
         name = draw(st.sampled_from(["patch_h", "patch_w", "stride"]))
+        excess = draw(st.integers(1, max_extent))  # always drawn, or stride 0 would be shorter
         extent = size["height" if name == "patch_h" else "width"] + 2 * fields["padding"]
-        fields[name] = 0 if name == "stride" else extent + draw(st.integers(1, max_extent))
+        fields[name] = 0 if name == "stride" else extent + excess
     if "nat" in labels:
         name = draw(st.sampled_from([*fields, *size]))
         (size if name in size else fields)[name] = draw(st.sampled_from(NOT_NATURAL))
