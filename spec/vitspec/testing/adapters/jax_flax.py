@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ from vitspec.testing.adapters.adapter import Adapter, Result, Supports, split_ou
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
 from vitspec.typing import Array
+
+QUICK: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+"""XLA's options that shorten compilation on the CPU fivefold, at the price of slower programs."""
 
 QUICK_UP_TO = 1_000_000
 """The number of parameters and pixels up to which compiling costs more than running."""
@@ -37,6 +45,7 @@ def from_jax(
     dtype: str | tuple[str, ...] = ("float32", "float64"),
     tree: Callable[[ViTConfig, int, int, int], Any] | None = None,
     jit: bool = True,
+    quick: bool = True,
     channels_last: bool = False,
     supports: Supports | None = None,
 ) -> JaxAdapter:
@@ -56,6 +65,8 @@ def from_jax(
             of a Linen module's `init`. A leaf's name is its path, joined by dots. If None, the
             function takes a flat dictionary by the names of the name map.
         jit: whether to compile the function.
+        quick: whether XLA may spare itself optimisations for small models on the CPU. A check runs
+            hundreds of them, and most of its time would go into compiling.
         channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
         supports: called with a config; None, or why the function does not compute such models.
     """
@@ -76,6 +87,7 @@ def from_jax(
     return JaxAdapter(
         model,
         jit=jit,
+        quick=quick,
         channels_last=channels_last,
         name=name,
         version=version,
@@ -96,6 +108,7 @@ def from_nnx(
     dtype: str | tuple[str, ...] = ("float32", "float64"),
     training: bool = False,
     jit: bool = True,
+    quick: bool = True,
     channels_last: bool = False,
     supports: Supports | None = None,
 ) -> JaxAdapter:
@@ -112,6 +125,7 @@ def from_nnx(
         dtype: as in `from_jax`. What the module's own `dtype` says still holds: leave it None.
         training: whether in training mode. Dropout must then have the rate 0.
         jit: whether to compile the module.
+        quick: as in `from_jax`.
         channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
         supports: called with a config; None, or why the module does not compute such models.
     """
@@ -135,6 +149,7 @@ def from_nnx(
     return JaxAdapter(
         model,
         jit=jit,
+        quick=quick,
         channels_last=channels_last,
         name=name,
         version=version,
@@ -157,21 +172,23 @@ class JaxAdapter(Adapter):
     """See `from_jax` and `from_nnx`, which make it."""
 
     def __init__(
-        self, model: Callable[..., _Model], *, jit: bool, channels_last: bool, **identity: Any
+        self,
+        model: Callable[..., _Model],
+        *,
+        jit: bool,
+        quick: bool,
+        channels_last: bool,
+        **identity: Any,
     ) -> None:
         super().__init__(**identity)
-        self.jit, self.channels_last, self._model = jit, channels_last, model
+        self.jit, self.quick, self.channels_last = jit, quick, channels_last
+        self._model = model
 
     def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Result:
         """The logits, and any taps."""
-        size = images.size + sum(array.size for array in params.values())
         with self._loaded(config, params, images) as (_, programs, theirs):
-            if size <= QUICK_UP_TO:
-                # Whoever checks a small model wants its gradients too: one program serves for both.
-                zeros = np.zeros((len(images), config.num_classes), images.dtype)
-                (logits, taps), _ = programs["vjp"](theirs, images, zeros)
-            else:
-                logits, taps = programs["forward"](theirs, images)
+            # Not the one that `jax.vjp` computes: rules of `jax.custom_vjp` may give another.
+            logits, taps = programs["forward"](theirs, images)
             return {"logits": np.asarray(logits)} | {n: np.asarray(v) for n, v in taps.items()}
 
     def vjp(
@@ -179,7 +196,7 @@ class JaxAdapter(Adapter):
     ) -> tuple[dict[str, Array], Array]:
         """The cotangents by `jax.vjp`."""
         with self._loaded(config, params, images) as (bound, programs, theirs):
-            _, (d_theirs, d_images) = programs["vjp"](theirs, images, cotangent)
+            d_theirs, d_images = programs["vjp"](theirs, images, cotangent)
             gradients = {name: np.asarray(gradient) for name, gradient in d_theirs.items()}
             return bound.to_our_gradients(gradients), np.asarray(d_images)
 
@@ -192,18 +209,22 @@ class JaxAdapter(Adapter):
         products = jax.default_matmul_precision(PRODUCTS.get(precision))
         with jax.enable_x64(precision == "float64"), products:
             bound, programs = self._built(config, images.shape[1:], precision)
-            yield bound, programs, bound.to_theirs(params)
+            quick = self.quick and is_small(params, images) and jax.default_backend() == "cpu"
+            yield bound, programs[quick], bound.to_theirs(params)
 
     def _build(
         self, config: ViTConfig, image_shape: tuple[int, int, int], precision: str
-    ) -> tuple[BoundMap, dict[str, Any]]:
+    ) -> tuple[BoundMap, dict[bool, dict[str, Any]]]:
         jax = framework("jax")
         model = self._model(config, *image_shape)  # first: it may refuse the configuration
         bound = self.bound_map(config, image_shape)
         if model.leaves is not None:
             bound.check(model.leaves, f"the parameters of {self.name}")
         programs = self._programs(jax, model, "float32" if precision == "tf32" else precision)
-        return bound, {n: jax.jit(p) if self.jit else p for n, p in programs.items()}
+        if not self.jit:
+            return bound, {False: programs, True: programs}
+        quick = {n: jax.jit(p, compiler_options=quick_options()) for n, p in programs.items()}
+        return bound, {False: {n: jax.jit(p) for n, p in programs.items()}, True: quick}
 
     def _programs(self, jax: Any, model: _Model, dtype: str) -> dict[str, Any]:
         scalar_type = getattr(jax.numpy, dtype)
@@ -220,11 +241,30 @@ class JaxAdapter(Adapter):
             return _widened(jax, run(*convert((params, images))))
 
         def vjp(params: Any, images: Any, cotangent: Any) -> Any:
-            logits, pullback, taps = jax.vjp(run, *convert((params, images)), has_aux=True)
-            gradients = pullback(cotangent.astype(logits.dtype))
-            return _widened(jax, ((logits, taps), gradients))
+            logits, pullback, _ = jax.vjp(run, *convert((params, images)), has_aux=True)
+            return _widened(jax, pullback(cotangent.astype(logits.dtype)))
 
         return {"forward": forward, "vjp": vjp}
+
+
+def is_small(params: Mapping[str, Array], images: Array) -> bool:
+    """Whether compiling the model costs more than running it."""
+    return images.size + sum(array.size for array in params.values()) <= QUICK_UP_TO
+
+
+@cache
+def quick_options() -> dict[str, Any]:
+    """Those of the options `QUICK` that the installed XLA knows; they come and go."""
+    return {name: value for name, value in QUICK.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: Any) -> bool:
+    jax = framework("jax")
+    try:
+        jax.jit(lambda x: x, compiler_options={name: value})(np.float32(0))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _widened(jax: Any, tree: Any) -> Any:

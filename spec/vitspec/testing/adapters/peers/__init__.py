@@ -67,6 +67,7 @@ nnx_vit, nnx_vit_cls = (
         name=f"nnx-{spec}",
         version=installed_version("flax"),
         spec=spec,
+        dtype="float32",  # `jax.nn.dot_product_attention` takes its softmax in float32 always
         channels_last=True,
         supports=heads_have_width,
     )
