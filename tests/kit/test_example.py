@@ -1,0 +1,212 @@
+"""The worked example in another language: it is right, and a mistake in it is caught."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from vitspec import ViTConfig
+from vitspec.testing.cases import random_case
+from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.reference import Point, evaluate_spec, price_spec
+from vitspec.testing.tolerance import grade
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "rust"
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("cargo") and shutil.which("rustc")), reason="needs a Rust toolchain"
+)
+
+
+def run(*command, cwd=None):
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Compiles a copy of the example, with one passage replaced if asked for."""
+    target = tmp_path_factory.mktemp("target")
+
+    def compiled(old="", new=""):
+        source = tmp_path_factory.mktemp("example") / "rust"
+        shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("target"))
+        vit = source / "src" / "vit.rs"
+        text = vit.read_text()
+        if old:
+            assert text.count(old) == 1, f"the passage to replace is not there once: {old}"
+            vit.write_text(text.replace(old, new))
+        built = run("cargo", "build", "--release", "--offline", "--target-dir", target, cwd=source)
+        assert built.returncode == 0, built.stderr
+        return shutil.copy(target / "release" / "vit-vectors", source / "vit-vectors")
+
+    return compiled
+
+
+@pytest.fixture(scope="module")
+def program(build):
+    return build()
+
+
+def write_case(folder, case_id, spec, config, size, inputs=None):
+    """A case as `vitspec vectors export` writes it."""
+    case = {"schema": "vitspec-vector/1", "id": case_id, "kind": "model", "spec": spec}
+    case |= {"config": config, "image": dict(zip(("in_channels", "height", "width"), size))}
+    (folder / case_id).mkdir(parents=True)
+    (folder / case_id / "case.json").write_text(json.dumps(case))
+    if inputs:
+        save_file(inputs, folder / case_id / "inputs.safetensors")
+
+
+def write_point(folder, case_id, point):
+    inputs = point.params | {"images": point.images, "cotangent": point.cotangent}
+    inputs = {name: np.ascontiguousarray(x, np.float32) for name, x in inputs.items()}
+    write_case(folder, case_id, point.spec, asdict(point.config), point.images.shape[1:], inputs)
+
+
+@pytest.fixture(scope="module")
+def points():
+    rng = np.random.default_rng(0)
+    cases = [random_case(rng, spec) for spec in ("vit", "vit-cls") for _ in range(10)]
+    margin = 1e-3  # far from the kinks of the ReLU, so that rounding crosses none
+    return {
+        f"random-{i}": Point.of(case).away_from_kinks(margin).rounded(PRECISIONS["float32"])
+        for i, case in enumerate(cases)
+    }
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [([], "float32"), (["--f64"], "float64")])
+def test_every_tensor_of_random_models_conforms(program, points, tmp_path, flags, dtype):
+    for case_id, point in points.items():
+        write_point(tmp_path, case_id, point)
+    ran = run(program, tmp_path, *flags)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for case_id, point in points.items():
+        truth = evaluate_spec(point)
+        prices = price_spec(point, truth, PRECISIONS[dtype], 6, np.random.default_rng(0))
+        found = load_file(tmp_path / case_id / "result.safetensors")
+        assert found.keys() == truth.keys()
+        for name, value in found.items():
+            assert value.dtype == dtype
+            assert value.shape == truth[name].shape
+            graded = grade(name, value, truth[name], prices[name])
+            assert graded.conforms, (case_id, point.config, graded)
+
+
+ILL_FORMED = {
+    "patch_h-zero": ({"patch_h": 0}, "patchH_ne0"),
+    "patch_w-zero": ({"patch_w": 0}, "patchW_ne0"),
+    "embed_dim-zero": ({"embed_dim": 0}, "embedDim_pos"),
+    "hidden_dim-zero": ({"hidden_dim": 0}, "hiddenDim_pos"),
+    "head_count-zero": ({"head_count": 0}, "headCount_pos"),
+    "num_classes-zero": ({"num_classes": 0}, "numClasses_ne0"),
+    "in_channels-zero": ({"in_channels": 0}, "h_inC"),
+    "patch-too-large": ({"height": 15}, "h_tok"),
+    "stride-zero": ({"stride": 0}, "h_tok"),
+    "stride-negative": ({"stride": -1}, "nat"),
+    "padding-text": ({"padding": "1"}, "nat"),
+    "padding-fraction": ({"padding": 1.0}, "nat"),
+    "padding-truth": ({"padding": True}, "nat"),
+    "padding-null": ({"padding": None}, "nat"),
+    "layers-huge": ({"num_layers": 2**31}, "nat"),
+    "layers-astronomic": ({"num_layers": 10**40}, "nat"),
+}
+
+
+def test_an_ill_formed_configuration_is_rejected_by_its_label(program, tmp_path):
+    for case_id, (changed, _) in ILL_FORMED.items():
+        config = asdict(ViTConfig())
+        size = {"in_channels": 3, "height": 16, "width": 16}
+        size |= {name: value for name, value in changed.items() if name in size}
+        config |= {name: value for name, value in changed.items() if name in config}
+        write_case(tmp_path, case_id, "vit", config, size.values())
+    ran = run(program, tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for case_id, (_, label) in ILL_FORMED.items():
+        reason = (tmp_path / case_id / "rejected.txt").read_text()
+        assert reason.startswith(f"{label}: "), (case_id, reason)
+        assert "; " not in reason
+        assert not (tmp_path / case_id / "result.safetensors").exists()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def absurd_header(path):
+    path.write_bytes((2**64 - 1).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def another_shape(path):
+    tensors = load_file(path)
+    save_file(tensors | {"head.bias": np.zeros(99, np.float32)}, path)
+
+
+def a_missing_tensor(path):
+    tensors = load_file(path)
+    del tensors["head.bias"]
+    save_file(tensors, path)
+
+
+def an_extra_tensor(path):
+    save_file(load_file(path) | {"scale": np.zeros(1, np.float32)}, path)
+
+
+def another_dtype(path):
+    save_file(load_file(path) | {"head.bias": np.zeros(1)}, path)
+
+
+def change_config(**fields):
+    def change(path):
+        path = path.with_name("case.json")
+        case = json.loads(path.read_text())
+        case["config"] |= fields
+        path.write_text(json.dumps(case))
+
+    return change
+
+
+def not_json(path):
+    path.with_name("case.json").write_text("[" * 10**6)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        truncate,
+        absurd_header,
+        another_shape,
+        a_missing_tensor,
+        an_extra_tensor,
+        another_dtype,
+        not_json,
+        pytest.param(change_config(num_layers=2**31 - 1), id="huge num_layers"),
+        pytest.param(change_config(padding=2**31 - 1, stride=1), id="huge padding"),
+        pytest.param(change_config(patch_h=2**31 - 1, patch_w=2**31 - 1), id="huge patch"),
+        pytest.param(change_config(embed_dim=2**31 - 1, hidden_dim=2**31 - 1), id="huge width"),
+    ],
+)
+def test_a_damaged_case_fails_alone_and_clearly(program, points, tmp_path, damage):
+    bad, good = list(points.items())[-2:]  # of the CLS model, which no patch size makes ill-formed
+    write_point(tmp_path, "bad", bad[1])
+    write_point(tmp_path, "good", good[1])
+    damage(tmp_path / "bad" / "inputs.safetensors")
+    ran = run(program, tmp_path)
+    assert ran.returncode == 1
+    assert "bad: FAILED, " in ran.stdout
+    assert "panicked" not in ran.stderr
+    assert not (tmp_path / "bad" / "result.safetensors").exists()
+    assert (tmp_path / "good" / "result.safetensors").exists()
+
+
+def test_the_programs_own_tests_pass(tmp_path):
+    source = shutil.copytree(EXAMPLE, tmp_path / "rust", ignore=shutil.ignore_patterns("target"))
+    ran = run("cargo", "test", "--offline", cwd=source)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
