@@ -1,9 +1,9 @@
 """Name maps: every layout that ships against a plain NumPy formula, and as a linear map.
 
 A name map that loses, repeats or misplaces one entry would blame a correct implementation, or
-worse, acquit a wrong one. So every map must be a bijection of entries (round trips in both directions) and
-carry gradients by its adjoint: <to_theirs(p), g> = <p, to_our_gradients(g)>, exactly, since the
-numbers here are small integers.
+worse, acquit a wrong one. So every map must be a bijection of entries (round trips in both
+directions) and carry gradients by its adjoint: <to_theirs(p), g> = <p, to_our_gradients(g)>,
+exactly, since the numbers here are small integers.
 """
 
 import subprocess

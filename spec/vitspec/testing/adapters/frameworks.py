@@ -17,6 +17,7 @@ def framework(module: str) -> Any:
     """
     package = module.partition(".")[0]
     try:
+        import_module(package)
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name != package:  # it is there, but something that it needs is not

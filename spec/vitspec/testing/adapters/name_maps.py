@@ -100,6 +100,11 @@ class Rule:
         """Ours, as a tuple also if it is one."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
+    @property
+    def of_layer_i(self) -> set[str]:
+        """Ours, without the difference between one layer and all of them."""
+        return {name.replace("*", "{i}") for name in self.names}
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -178,8 +183,8 @@ class NameMap:
         >>> NameMap("mine", (Rule("stem.kernel", "patch_embed.kernel"),)).replacing(conv).rules
         (Rule(theirs='patch.weight', ours='patch_embed.kernel', layout='same'),)
         """
-        taken = {ours for rule in rules for ours in rule.names}
-        kept = tuple(rule for rule in self.rules if taken.isdisjoint(rule.names))
+        taken = {name for rule in rules for name in rule.of_layer_i}
+        kept = tuple(rule for rule in self.rules if taken.isdisjoint(rule.of_layer_i))
         return replace(self, name=name or self.name, rules=(*kept, *rules))
 
 
