@@ -1,4 +1,4 @@
-"""A case: a model, an image, a cotangent and a tangent, all drawn from one seed.
+"""A case: a model, images, cotangents and tangents, all drawn from one seed.
 
 A case is small to print and complete to reproduce. `random_case` draws the shapes that make
 mistakes visible: several heads, layers and channels, nothing square, stride unlike the patch,
@@ -34,6 +34,8 @@ class Case:
     seed: int
     scale: float = 1.0
     """Of the encoder's input. A small one makes the epsilon of the first normalisation count."""
+    batch: int = 1
+    """The number of images."""
 
     @property
     def size(self) -> dict[str, int]:
@@ -58,9 +60,17 @@ class Case:
         """(C, H, W), normal."""
         return self._rng(1).standard_normal(self.image_shape)
 
+    def images(self) -> Array:
+        """(B, C, H, W), normal; the first is `image()`."""
+        return self._rng(1).standard_normal((self.batch, *self.image_shape))
+
     def d_logits(self) -> Array:
         """The cotangent of the logits, (K,), normal."""
         return self._rng(2).standard_normal(self.config.num_classes)
+
+    def cotangent(self) -> Array:
+        """The cotangents of the batch's logits, (B, K), normal; the first is `d_logits()`."""
+        return self._rng(2).standard_normal((self.batch, self.config.num_classes))
 
     def tangent(self) -> Any:
         """A direction for the parameters: a model of normal numbers."""
@@ -76,11 +86,7 @@ class Case:
 
 
 def random_case(rng: np.random.Generator, spec: str) -> Case:
-    """A small random case for `spec` ("vit" or "vit-cls") with at least two rows of tokens.
-
-    With one row attention is the identity on the values: the gradients of Wq and Wk are exactly
-    zero, and a correct implementation may leave a rounding there that has nothing to compare with.
-    """
+    """A small random case for `spec` ("vit" or "vit-cls"), with one to three images."""
 
     def integer(low: int, high: int) -> int:
         return int(rng.integers(low, high, endpoint=True))
@@ -98,37 +104,42 @@ def random_case(rng: np.random.Generator, spec: str) -> Case:
             num_classes=integer(1, 6),
         )
         height, width = integer(1, 9), integer(1, 9)
-        if patch_count(config, height, width) + (spec == "vit-cls") >= 2:
+        if patch_count(config, height, width) + (spec == "vit-cls") >= 1:
             channels, seed = integer(1, 3), integer(0, 2**31)
             scale = float(rng.choice([1.0, 0.01]))
-            return Case(spec, config, channels, height, width, seed, scale)
+            return Case(spec, config, channels, height, width, seed, scale, integer(1, 3))
 
 
 KINK_MARGIN = 1e-3
 """How far from 0 `away_from_kinks` keeps the inputs of the ReLUs."""
 
 
-def away_from_kinks(model: Any, image: Array) -> Any:
-    """The model with biases b1 moved a little, so that no ReLU's input is near 0 at this image.
+def away_from_kinks(model: Any, images: Array, margin: float = KINK_MARGIN) -> Any:
+    """The model with biases b1 moved a little, so that no ReLU's input is near 0 at these images.
 
     At 0 the derivative of the ReLU jumps. Where rounding takes an input across, a correct
     implementation computes the other one-sided derivative, far from this one: in float32 a
     ViT-Base/16 has several such among its seven million. So gradients are compared where they exist
     with room to spare. For each hidden feature the bias moves 0 to the middle of the nearest gap
     between the tokens' values that is wide enough; this shifts most by less than 1e-2.
+
+    Args:
+        model: a `ViTSpec` or `ViTClsSpec`.
+        images: (B, C, H, W).
+        margin: how near is too near.
     """
-    x, layers = model.embed(image), []
+    sequences, layers = [model.embed(image) for image in images], []
     for layer in model.encoder.layers:
-        hidden = encoder_layer_trace(layer, x).ffn.hidden
-        ffn = replace(layer.ffn, b1=layer.ffn.b1 - nearest_gap(hidden))
+        hidden = np.concatenate([encoder_layer_trace(layer, x).ffn.hidden for x in sequences])
+        ffn = replace(layer.ffn, b1=layer.ffn.b1 - nearest_gap(hidden, margin))
         layers.append(replace(layer, ffn=ffn))
-        x = encoder_layer_trace(layers[-1], x).output
+        sequences = [encoder_layer_trace(layers[-1], x).output for x in sequences]
     return replace(model, encoder=TransformerEncoder(tuple(layers)))
 
 
-def nearest_gap(values: Array) -> Array:
-    """For each column of (n, F), the number nearest to 0 that is `KINK_MARGIN` from every entry."""
-    low, high = np.sort(values, axis=0) - KINK_MARGIN, np.sort(values, axis=0) + KINK_MARGIN
+def nearest_gap(values: Array, margin: float = KINK_MARGIN) -> Array:
+    """For each column of (n, F), the number nearest to 0 that is `margin` from every entry."""
+    low, high = np.sort(values, axis=0) - margin, np.sort(values, axis=0) + margin
     # A number is free if it lies between one value's upper and the next value's lower margin.
     infinite = np.full((1, values.shape[1]), np.inf)
     start, end = np.concatenate([-infinite, high]), np.concatenate([low, infinite])

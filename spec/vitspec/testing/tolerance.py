@@ -1,26 +1,29 @@
 """How far a correct implementation may be from the truth: error, price and bound.
 
-There is no absolute tolerance. For an implementation that computes in precision u:
+There is no absolute tolerance. For an implementation that computes in a precision of unit roundoff
+u, at inputs that are exact in that precision:
 
-- the *truth* is the specification in float64, at inputs that are exact in the precision under test;
+- the *truth* is the specification in float64;
 - the *error* of a tensor is its distance from the truth, relative to the truth's own size, in
   three metrics: `norm` (2-norm), `max` (largest entry), `slice` (the worst row by 2-norm);
-- the *price* of the precision is the error of the specification itself in that precision, the
-  worst of several runs with the sums in another order;
+- the *price* is the error of the specification itself in arithmetic that errs as that precision
+  does (`vitspec.testing.precision`), the worst of several runs;
 - the *bound* is 4 * price + 4 * u. A tensor conforms when its error is within it in all metrics.
 
-A tensor that is exactly zero in truth must be exactly zero.
+A tensor or a row whose truth is no larger than the noise (4 times its price in absolute terms) has
+no size of its own: its terms cancel, as in the gradient of a query weight for a single token. It is
+measured against *what cancelled*: the noise over u. Where there is no noise either, it must be
+exactly zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vitspec.config import ViTConfig
 from vitspec.typing import Array
 
 PRICE_FACTOR = 4
@@ -29,7 +32,76 @@ METRICS = ("norm", "max", "slice")
 BLOCK = 2**16
 """Numbers that are compared at once."""
 
-Errors = dict[str, float]
+
+@dataclass(frozen=True)
+class Sizes:
+    """The size of an array, or of a difference: its 2-norm, its largest entry, its rows' norms."""
+
+    norm: float
+    max: float
+    rows: Array
+
+
+def sizes(array: Array) -> Sizes:
+    """The sizes of any float array; a row is an entry of the first axis, if there are several."""
+    rows = _rows(array)
+    if rows.size == 0:
+        return Sizes(0.0, 0.0, np.zeros(0))
+    row_norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return Sizes(float(np.linalg.norm(row_norms)), float(np.abs(rows).max()), row_norms)
+
+
+def distances(value: Array, truth: Array) -> Sizes:
+    """The sizes of value - truth, computed in the wider of their types; NaN counts as infinite."""
+    true_rows = _rows(truth)
+    if true_rows.size == 0:
+        return Sizes(0.0, 0.0, np.zeros(0))
+    values = value.reshape(true_rows.shape)
+    at_once = max(1, BLOCK // true_rows.shape[1])  # rows whose difference stays in the cache
+    norms, largest = [], 0.0
+    for start in range(0, len(true_rows), at_once):
+        part = values[start : start + at_once] - true_rows[start : start + at_once]
+        part = np.where(np.isfinite(part), part, np.inf)
+        norms.append(np.sqrt(np.einsum("ij,ij->i", part, part)))
+        largest = max(largest, float(np.abs(part).max()))
+    row_norms = np.concatenate(norms)
+    return Sizes(float(np.linalg.norm(row_norms)), largest, row_norms)
+
+
+def _rows(array: Array) -> Array:
+    several = array.ndim > 1 and array.size > 0
+    return array.reshape(array.shape[0] if several else 1, -1)
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a precision costs one tensor.
+
+    Attributes:
+        norm, max, row: the noise, in absolute terms: the largest distances of all runs.
+        slice: the noise of the worst row, relative to that row.
+        u: the precision's unit roundoff.
+    """
+
+    norm: float
+    max: float
+    row: float
+    slice: float
+    u: float
+
+    @classmethod
+    def of(cls, truth: Sizes, noise: Sequence[Sizes], u: float) -> Price:
+        """The price by the distances of several runs from the truth."""
+        rows = np.max([run.rows for run in noise], axis=0)
+        row = float(rows.max(initial=0.0))
+        relative = _ratio(rows, _own_or_cancelled(truth.rows, row, u))
+        norm, largest = max(run.norm for run in noise), max(run.max for run in noise)
+        return cls(norm, largest, row, float(relative.max(initial=0.0)), u)
+
+    def scaled(self, factor: float) -> Price:
+        """The price of a tensor that is `factor` times as large."""
+        noise = [factor * n for n in (self.norm, self.max, self.row)]
+        return Price(*noise, self.slice, self.u)
 
 
 @dataclass(frozen=True)
@@ -37,11 +109,14 @@ class Grade:
     """The verdict on one tensor, in the metric that decides it.
 
     Attributes:
-        tensor: its flat name, or `logits`, or `image`.
+        tensor: `logits`, `image` (the images' gradient), or the flat name of the parameter whose
+            gradient it is.
         metric: the metric with the largest ratio.
         error: the implementation's error.
         price: the specification's own error in the same precision.
         bound: what the error may be.
+        cancelled: whether the truth is zero but for noise, so that these are relative to what
+            cancelled.
     """
 
     tensor: str
@@ -49,6 +124,7 @@ class Grade:
     error: float
     price: float
     bound: float
+    cancelled: bool = False
 
     @property
     def ratio(self) -> float:
@@ -61,97 +137,46 @@ class Grade:
         return bool(self.error <= self.bound)
 
 
-def errors(value: Array, truth: Array) -> Errors:
-    """The relative error in each metric; infinite if only the truth is zero, or for NaN.
-
-    Args:
-        value: any float array, the shape of the truth.
-        truth: float64.
-    """
-    if truth.size == 0:
-        return dict.fromkeys(METRICS, 0.0)
-    rows = truth.reshape(truth.shape[0], -1) if truth.ndim > 1 else truth.reshape(1, -1)
-    values = value.reshape(rows.shape)
-    at_once = max(1, BLOCK // rows.shape[1])  # rows whose difference stays in the cache
-    blocks = []
-    for start in range(0, len(rows), at_once):
-        true_rows = rows[start : start + at_once]
-        difference = values[start : start + at_once] - true_rows
-        for part in (difference, true_rows):
-            squares = np.einsum("ij,ij->i", part, part)
-            blocks.append((np.sqrt(squares), np.maximum(part.max(), -part.min())))
-    row_errors, row_sizes = (np.concatenate([b[0] for b in blocks[i::2]]) for i in (0, 1))
-    largest_error, largest = (np.max([b[1] for b in blocks[i::2]]) for i in (0, 1))
-    return {
-        "norm": float(_ratio(np.linalg.norm(row_errors), np.linalg.norm(row_sizes))),
-        "max": float(_ratio(largest_error, largest)),
-        "slice": float(np.max(_ratio(row_errors, row_sizes))),
-    }
-
-
-def _ratio(error: Any, size: Any) -> Any:
-    """error / size; 0 where both are 0, infinite where only the size is, or for NaN."""
-    ratio = np.divide(error, size, out=np.zeros(np.shape(error)), where=np.not_equal(size, 0))
-    wrong = ~np.isfinite(error) | ((size == 0) & (error != 0))
-    return np.where(wrong, np.inf, ratio)
-
-
-def grade(tensor: str, value: Array, truth: Array, prices: list[Errors]) -> Grade:
+def grade(tensor: str, value: Array, truth: Array, price: Price, factor: float = 1.0) -> Grade:
     """The verdict on one tensor.
 
     Args:
         tensor: its name.
-        value: what the implementation computed; its dtype is the precision u.
+        value: what the implementation computed.
         truth: float64, the same shape.
-        prices: the errors of the specification's own runs in that precision.
+        price: what the precision costs this tensor.
+        factor: of the bound, where `truth` has errors of its own.
     """
-    u = float(np.finfo(value.dtype).eps) / 2
-    found = errors(value, truth)
+    size, error = sizes(truth), distances(value, truth)
+    scales = {"norm": (size.norm, price.norm), "max": (size.max, price.max)}
+    errors: dict[str, float] = {}
+    prices: dict[str, float] = {"slice": price.slice}
+    for metric, (own, noise) in scales.items():
+        scale = _own_or_cancelled(own, noise, price.u)
+        errors[metric] = float(_ratio(getattr(error, metric), scale))
+        prices[metric] = float(_ratio(noise, scale))
+    row_scales = _own_or_cancelled(size.rows, price.row, price.u)
+    errors["slice"] = float(_ratio(error.rows, row_scales).max(initial=0.0))
+    cancelled = bool(size.norm <= PRICE_FACTOR * price.norm)
     grades = []
     for metric in METRICS:
-        price = max(run[metric] for run in prices)
-        bound = PRICE_FACTOR * price + ROUNDING_FACTOR * u
-        grades.append(Grade(tensor, metric, found[metric], price, bound))
+        bound = factor * (PRICE_FACTOR * prices[metric] + ROUNDING_FACTOR * price.u)
+        grades.append(Grade(tensor, metric, errors[metric], prices[metric], bound, cancelled))
+    return worst(grades)
+
+
+def worst(grades: Sequence[Grade]) -> Grade:
+    """The verdict furthest over its bound."""
     return max(grades, key=lambda g: (not g.conforms, g.ratio))
 
 
-# ---- the same function with its sums in another order ------------------------------------------
-
-_AXES = {
-    "patch_embed.kernel": "D...", "patch_embed.bias": "D", "cls_token": "D", "pos_enc.pos": ".D",
-    "mha.wq": "DI", "mha.wk": "DI", "mha.wv": "DI", "mha.wo": "ID",
-    "ffn.w1": "DF", "ffn.w2": "FD", "ffn.b1": "F", "ffn.b2": "D",
-    "norm1_gamma": "D", "norm1_beta": "D", "norm2_gamma": "D", "norm2_beta": "D",
-    "head.weights": ".D", "head.bias": ".",
-}  # fmt: skip
-"""Which axes of a parameter count features (D), hidden features (F) or heads' columns (I)."""
+def _own_or_cancelled(size: Any, noise: float, u: float) -> Any:
+    """The size that counts: its own, or that of what cancelled if only noise is left."""
+    return np.where(np.asarray(size) > PRICE_FACTOR * noise, size, noise / u)
 
 
-def reordering(
-    config: ViTConfig, rng: np.random.Generator
-) -> tuple[Callable[[Mapping[str, Array]], dict[str, Array]], ...]:
-    """Two maps of flat dictionaries: into another order of the features, and back.
-
-    The logits and the image's gradient of the reordered model are the same numbers, and its
-    parameters' gradients are reordered alike; only the order of summation differs.
-    """
-    heads = rng.permutation(config.head_count)
-    columns = heads[:, None] * config.head_dim + rng.permutation(config.head_dim)[None, :]
-    orders = {
-        "D": rng.permutation(config.embed_dim),
-        "F": rng.permutation(config.hidden_dim),
-        "I": columns.reshape(-1),
-    }
-    inverses = {axis: np.argsort(order) for axis, order in orders.items()}
-    return (lambda flat: _take(flat, orders)), (lambda flat: _take(flat, inverses))
-
-
-def _take(flat: Mapping[str, Array], orders: Mapping[str, Array]) -> dict[str, Array]:
-    def reorder(name: str, array: Array) -> Array:
-        kind = name.split(".", 3)[-1] if name.startswith("encoder.") else name
-        for axis, label in enumerate(_AXES[kind]):
-            if label in orders:
-                array = array.take(orders[label], axis=axis)
-        return array
-
-    return {name: reorder(name, array) for name, array in flat.items()}
+def _ratio(error: Any, size: Any) -> Any:
+    """error / size; 0 where both are 0, infinite where only the size is, or for NaN."""
+    error, size = np.asarray(error, np.float64), np.asarray(size, np.float64)
+    ratio = np.divide(error, size, out=np.zeros(error.shape), where=size != 0)
+    return np.where(~np.isfinite(error) | ((size == 0) & (error != 0)), np.inf, ratio)

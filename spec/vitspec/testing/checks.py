@@ -1,0 +1,383 @@
+"""The checks: each takes a trial, an implementation at one point, and says how it did.
+
+A `Trial` evaluates what the checks share once: the implementation, the truth, and the price of its
+precision. The kinds of trial are the photograph, small random cases, and cases for the laws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vitspec.config import ViTConfig, vit_base_patch16_config
+from vitspec.testing import implementations, laws
+from vitspec.testing.cases import KINK_MARGIN, MODELS, Case, random_case
+from vitspec.testing.photograph import load_photograph
+from vitspec.testing.precision import Precision, rounded
+from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
+from vitspec.testing.results import Result, graded
+from vitspec.testing.tolerance import Grade, Price, grade
+
+CASE_RUNS = 12
+"""Noise runs that set the price of a small case, where each is a small sample of rounding."""
+PHOTOGRAPH_RUNS = 4
+"""Noise runs at full size, where each has millions of roundings to average over."""
+BOTH_ERR = 2.0
+"""A law compares two results that each err."""
+
+
+def kink_margin(precision: Precision) -> float:
+    """How far a small case keeps the inputs of its ReLUs from 0, out of the precision's reach."""
+    return max(KINK_MARGIN, 32 * precision.u)
+
+
+class Trial:
+    """An implementation at one point.
+
+    Args:
+        implementation: what is checked.
+        point: where; exact in the precision.
+        precision: what is checked.
+        rng: for the noise runs and whatever the checks draw.
+        runs: the number of noise runs.
+        place: what results call it.
+        description: the same in words.
+    """
+
+    def __init__(
+        self,
+        implementation: Any,
+        point: Point,
+        precision: Precision,
+        rng: np.random.Generator,
+        runs: int = CASE_RUNS,
+        place: str = "",
+        description: str = "",
+    ) -> None:
+        self.implementation, self.point, self.precision = implementation, point, precision
+        self.rng, self.runs, self.place = rng, runs, place
+        self.description = description or implementations.describe(point)
+
+    @cached_property
+    def found(self) -> Flat:
+        """What the implementation computes: logits, taps, and gradients if it has any."""
+        return self.evaluate(self.point)
+
+    @cached_property
+    def truth(self) -> Flat:
+        """What the specification computes in float64."""
+        return evaluate_spec(self.point)
+
+    @cached_property
+    def prices(self) -> dict[str, Price]:
+        """What the precision costs each tensor."""
+        # At full size float32 halves the time, and the noise is larger than its own rounding.
+        carrier = self.precision.carrier if self.runs < CASE_RUNS else "float64"
+        return price_spec(self.point, self.truth, self.precision, self.runs, self.rng, carrier)
+
+    def evaluate(self, point: Point) -> Flat:
+        """The implementation elsewhere."""
+        found = implementations.forward(self.implementation, point, self.precision)
+        if implementations.has_vjp(self.implementation):
+            found |= implementations.vjp(self.implementation, point, self.precision)
+        return found
+
+    def gradients(self, point: Point) -> Flat:
+        """The implementation's gradients elsewhere."""
+        return implementations.vjp(self.implementation, point, self.precision)
+
+    def grade(self, name: str) -> Grade:
+        """The verdict on one tensor."""
+        return grade(name, self.found[name], self.truth[name], self.prices[name])
+
+    def compare(
+        self, name: str, value: Any, expected: Any, scale: float = 1.0, factor: float = BOTH_ERR
+    ) -> Grade:
+        """The verdict on a tensor that must equal another of the implementation's own.
+
+        Args:
+            name: the tensor.
+            value: one of them.
+            expected: the other.
+            scale: how much larger they are than at the trial's point.
+            factor: how many erring results they are made of.
+        """
+        price = self.prices[name].scaled(scale)
+        return grade(name, value, np.asarray(expected, np.float64), price, factor)
+
+    def result(self, check: str, grades: Any) -> Result:
+        """The result of a check of this trial."""
+        return graded(check, self.place, grades, self.description)
+
+    def skip(self, check: str, reason: str) -> Result:
+        """A check that does not apply."""
+        return Result(check, self.place, "skipped", reason=reason, point=self.description)
+
+
+Check = Callable[[Trial], Result]
+
+
+# ---- against the truth -------------------------------------------------------------------------
+
+
+def check_forward(trial: Trial) -> Result:
+    """The logits are the specification's."""
+    return trial.result("forward", [trial.grade("logits")])
+
+
+def check_vjp(trial: Trial) -> Result:
+    """The gradients of the images and of every parameter are the specification's."""
+    if not implementations.has_vjp(trial.implementation):
+        return trial.skip("vjp", "it has no vjp")
+    names = [name for name in trial.truth if name != "logits"]
+    return trial.result("vjp", [trial.grade(name) for name in names])
+
+
+# ---- against itself ----------------------------------------------------------------------------
+
+
+def check_determinism(trial: Trial) -> Result:
+    """The same point twice gives the same bits."""
+    again = trial.evaluate(trial.point)
+    moved = [n for n, value in trial.found.items() if not _same_bits(value, again[n])]
+    reason = f"differs from run to run: {', '.join(moved[:5])}" if moved else ""
+    status = "failed" if moved else "passed"
+    return Result("determinism", trial.place, status, reason=reason, point=trial.description)
+
+
+def check_linearity(trial: Trial) -> Result:
+    """vjp(g + h) = vjp(g) + vjp(h)."""
+    shape = trial.point.cotangent.shape
+    # Multiples of 1/8 up to 4: their sums are exact in every precision.
+    g, h = (trial.rng.integers(-32, 33, size=shape) / 8 for _ in range(2))
+    if not np.any(g) or not np.any(h):
+        g, h = g + 1, h - 1
+    cotangents = [x.astype(trial.point.cotangent.dtype) for x in (g, h, g + h)]
+    first, second, both = (
+        trial.gradients(replace(trial.point, cotangent=c)) for c in cotangents
+    )  # fmt: skip
+    scale = sum(_relative_size(c, trial.point.cotangent) for c in cotangents)
+    grades = [
+        trial.compare(name, both[name], _wide(first[name]) + _wide(second[name]), scale)
+        for name in both
+    ]
+    return trial.result("linearity", grades)
+
+
+def check_scale(trial: Trial) -> Result:
+    """vjp(4 g) = 4 vjp(g); a stray constant, a clipped or a normalised gradient shows."""
+    larger = trial.gradients(replace(trial.point, cotangent=4 * trial.point.cotangent))
+    grades = [trial.compare(n, larger[n], 4 * _wide(trial.found[n]), 4.0) for n in larger]
+    return trial.result("scale", grades)
+
+
+def check_batch_split(trial: Trial) -> Result:
+    """A batch gives what its images give one by one; parameters' gradients add up."""
+    point = trial.point
+    singles = [
+        trial.evaluate(
+            replace(point, images=point.images[i : i + 1], cotangent=point.cotangent[i : i + 1])
+        )
+        for i in range(len(point.images))
+    ]
+    grades = []
+    for name in trial.prices.keys() & trial.found.keys():
+        parts = [_wide(one[name]) for one in singles]
+        joined = np.concatenate(parts) if name in ("logits", "image") else sum(parts)
+        grades.append(trial.compare(name, trial.found[name], joined, factor=BOTH_ERR + 1))
+    return trial.result("batch-split", sorted(grades, key=lambda g: g.tensor))
+
+
+def check_laws(trial: Trial) -> Iterator[Result]:
+    """Every permutation that leaves the function alone."""
+    for law in laws.laws(trial.point, trial.rng):
+        found = law.restore(trial.evaluate(law.point))
+        names = [name for name in trial.prices if name in found]
+        grades = [trial.compare(name, found[name], trial.found[name]) for name in names]
+        yield trial.result(law.name, grades)
+
+
+def _wide(value: Any) -> Any:
+    return np.asarray(value, np.float64)
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
+
+
+def _relative_size(a: Any, b: Any) -> float:
+    return float(np.linalg.norm(a) / np.linalg.norm(b))
+
+
+# ---- what must be refused ----------------------------------------------------------------------
+
+ILL_FORMED: dict[str, dict[str, int]] = {
+    "patchH_ne0": {"patch_h": 0},
+    "patchW_ne0": {"patch_w": 0},
+    "embedDim_pos": {"embed_dim": 0},
+    "hiddenDim_pos": {"hidden_dim": 0},
+    "headCount_pos": {"head_count": 0},
+    "numClasses_ne0": {"num_classes": 0},
+}
+"""For each rule of Lean's `ViTConfig.WF`, what breaks it."""
+
+
+def check_ill_formed(implementation: Any, precision: Precision, place: str) -> Iterator[Result]:
+    """The implementation raises an error for a configuration that breaks a rule."""
+    good = SMOKE_CONFIGS[0]
+    for label, change in ILL_FORMED.items():
+        config = replace(good, **change)
+        check = f"ill-formed.{label}"
+        try:
+            reason = implementations.why_unsupported(implementation, config)
+            if reason is not None:
+                yield Result(check, place, "passed", reason=f"refused: {reason}", point=repr(config))
+                continue
+            point = _point_of_any_config(implementation.spec, config).rounded(precision)
+            implementations.forward(implementation, point, precision)
+        except Exception as error:  # any error is a refusal; a crash of the process is not
+            text = f"refused: {type(error.__cause__ or error).__name__}"
+            yield Result(check, place, "passed", reason=text, point=repr(config))
+        else:
+            reason = f"accepted a configuration with {change}; it must raise an error"
+            yield Result(check, place, "failed", reason=reason, point=repr(config))
+
+
+def _point_of_any_config(spec: str, config: ViTConfig) -> Point:
+    """Arrays of the shapes that an ill-formed configuration asks for, where it has any."""
+    c, (C, H, W) = config, SMOKE_IMAGE
+    rng = np.random.default_rng(0)
+    inner = c.embed_dim // c.head_count * c.head_count if c.head_count else c.embed_dim
+    tokens = 4 + (spec == "vit-cls")
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.kernel": (c.embed_dim, C, c.patch_h, c.patch_w),
+        "patch_embed.bias": (c.embed_dim,),
+        "pos_enc.pos": (tokens, c.embed_dim),
+        "head.weights": (c.num_classes, c.embed_dim),
+        "head.bias": (c.num_classes,),
+    }
+    if spec == "vit-cls":
+        shapes["cls_token"] = (c.embed_dim,)
+    for i in range(c.num_layers):
+        layer = {
+            "mha.wq": (c.embed_dim, inner), "mha.wk": (c.embed_dim, inner),
+            "mha.wv": (c.embed_dim, inner), "mha.wo": (inner, c.embed_dim),
+            "ffn.w1": (c.embed_dim, c.hidden_dim), "ffn.w2": (c.hidden_dim, c.embed_dim),
+            "ffn.b1": (c.hidden_dim,), "ffn.b2": (c.embed_dim,),
+            "norm1_gamma": (c.embed_dim,), "norm1_beta": (c.embed_dim,),
+            "norm2_gamma": (c.embed_dim,), "norm2_beta": (c.embed_dim,),
+        }  # fmt: skip
+        shapes |= {f"encoder.layers.{i}.{name}": shape for name, shape in layer.items()}
+    params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    images = rng.standard_normal((2, C, H, W))
+    return Point(spec, config, params, images, rng.standard_normal((2, c.num_classes)))
+
+
+# ---- first of all: is it an adapter? -----------------------------------------------------------
+
+SMOKE_IMAGE = (2, 4, 6)
+SMOKE_CONFIGS = (
+    ViTConfig(
+        patch_h=2, patch_w=3, stride=2, padding=0,
+        embed_dim=6, hidden_dim=5, head_count=2, num_layers=1, num_classes=4,
+    ),
+    ViTConfig(
+        patch_h=2, patch_w=2, stride=2, padding=0,
+        embed_dim=8, hidden_dim=16, head_count=2, num_layers=1, num_classes=4,
+    ),
+    vit_base_patch16_config,
+)  # fmt: skip
+"""One-block models, tried in turn until the implementation supports one; then ViT-Base/16."""
+
+
+def smoke(implementation: Any, precision: Precision, config: ViTConfig | None = None) -> ViTConfig:
+    """Whether the adapter works at all: shapes, types, finite numbers, on two images.
+
+    Returns:
+        The configuration that it was tried on.
+
+    Raises:
+        AdapterError: it does not; nothing else is worth running.
+    """
+    candidates = (config,) if config else SMOKE_CONFIGS
+    reasons = [implementations.why_unsupported(implementation, c) for c in candidates]
+    if all(reasons):
+        raise implementations.AdapterError(
+            f"{implementation.name} supports none of the configurations that were tried "
+            f"(the last, {candidates[-1]!r}: {reasons[-1]}); name one that it does: --config"
+        )
+    chosen = candidates[reasons.index(None)]
+    height, width = (224, 224) if chosen == vit_base_patch16_config else SMOKE_IMAGE[1:]
+    channels = 3 if chosen == vit_base_patch16_config else SMOKE_IMAGE[0]
+    case = Case(implementation.spec, chosen, channels, height, width, seed=1, batch=2)
+    point = Point.of(case).rounded(precision)
+    before = {name: leaf.tobytes() for name, leaf in point.params.items()}
+    found = Trial(implementation, point, precision, np.random.default_rng(0)).found
+    wrong = [name for name, value in found.items() if not np.isfinite(_wide(value)).all()]
+    if wrong:
+        raise implementations.AdapterError(
+            f"{implementation.name} gave NaN or infinity on {case}: {', '.join(sorted(wrong)[:5])}"
+        )
+    if any(leaf.tobytes() != before[name] for name, leaf in point.params.items()):
+        raise implementations.AdapterError(f"{implementation.name} changed its parameters")
+    return chosen
+
+
+# ---- trials ------------------------------------------------------------------------------------
+
+
+def case_trial(implementation: Any, precision: Precision, case: Case, place: str = "") -> Trial:
+    """The trial of one small case."""
+    point = Point.of(case).away_from_kinks(kink_margin(precision)).rounded(precision)
+    rng = np.random.default_rng([case.seed, 3])
+    return Trial(implementation, point, precision, rng, place=place, description=repr(case))
+
+
+def random_trial(
+    implementation: Any, precision: Precision, seed: int, index: int, config: ViTConfig | None
+) -> Trial:
+    """The trial of the small case number `index` of `seed`."""
+    case = random_case(np.random.default_rng([seed, index]), implementation.spec)
+    if config is not None:
+        case = with_config(case, config)
+    return case_trial(implementation, precision, case, f"case {index}")
+
+
+def law_trial(
+    implementation: Any, precision: Precision, seed: int, index: int, config: ViTConfig | None
+) -> Trial:
+    """The trial of the laws number `index` of `seed`."""
+    case = laws.law_case(np.random.default_rng([seed, index, 1]), implementation.spec)
+    if config is not None:
+        case = with_config(case, config)
+    return case_trial(implementation, precision, case, f"law {index}")
+
+
+def with_config(case: Case, config: ViTConfig) -> Case:
+    """The case with a configuration of the user's, on an image of a few patches."""
+    height, width = config.patch_h + config.stride, config.patch_w + 2 * config.stride
+    return replace(case, config=config, height=height, width=width)
+
+
+def photograph_trial(
+    implementation: Any,
+    precision: Precision,
+    seed: int,
+    config: ViTConfig = vit_base_patch16_config,
+) -> Trial:
+    """The trial of the photograph, with a fresh random model."""
+    rng = np.random.default_rng([seed, 1])
+    model_type = MODELS[implementation.spec]
+    model = model_type.init(config, in_channels=3, height=224, width=224, rng=rng)
+    cotangent = rng.standard_normal((1, config.num_classes))
+    point = Point(implementation.spec, config, model.to_flat(), load_photograph()[None], cotangent)
+    del model
+    point = point.away_from_kinks(KINK_MARGIN).rounded(precision)
+    return Trial(
+        implementation, point, precision, rng, PHOTOGRAPH_RUNS, "photograph",
+        f"the photograph, {config!r}",
+    )  # fmt: skip

@@ -1,0 +1,174 @@
+"""Precisions, and arithmetic that errs as they do.
+
+What a correct implementation may lose is found by running the specification itself in *Monte Carlo
+arithmetic* (Parker, 1997): every operation's result is moved at random by up to the rounding of the
+precision under test. Such a run is one of the answers that a correct implementation in that
+precision could have given, whatever the order of its sums; several runs show how far they spread,
+also where everything cancels. It needs no hardware of that precision, and gives the same numbers on
+every machine.
+
+- In `float64` and `float32` a sum errs by up to u times the sum of the terms' magnitudes, and a
+  plain sum (no product) of n terms by sqrt(n) times that: its terms may be equal, as in the
+  gradient of a bias under mean pooling, and then the roundings do not average out.
+- `bfloat16` and `float16` round each operation's result, but sum in something wider.
+- `tf32` is float32 whose matrix products round their factors to 11 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitspec.typing import Array
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A floating-point format as implementations compute in it.
+
+    Attributes:
+        name: as implementations call it.
+        significand: its bits, the implicit one included.
+        lowest_exponent: the smallest positive number is 2 to this power.
+        sums_wider: whether sums are accumulated in a wider format.
+        products_only: whether only the factors of matrix products are rounded to it.
+        carrier: NumPy's type of the arrays that hold its numbers.
+    """
+
+    name: str
+    significand: int
+    lowest_exponent: int
+    sums_wider: bool = False
+    products_only: bool = False
+    carrier: str = "float32"
+
+    @property
+    def u(self) -> float:
+        """The unit roundoff: the largest relative error of rounding to nearest."""
+        return 2.0**-self.significand
+
+    @property
+    def own_type(self) -> bool:
+        """Whether NumPy has this type, so that arrays of it say what they are."""
+        return self.name == self.carrier
+
+
+PRECISIONS = {
+    p.name: p
+    for p in (
+        Precision("float64", 53, -1074, carrier="float64"),
+        Precision("float32", 24, -149),
+        Precision("tf32", 11, -136, products_only=True),
+        Precision("bfloat16", 8, -133, sums_wider=True),
+        Precision("float16", 11, -24, sums_wider=True),
+    )
+}
+"""The precisions that can be graded, by name."""
+
+
+def rounded(x: Array, precision: Precision) -> Array:
+    """x rounded to nearest, ties to even, in the carrier's type.
+
+    >>> rounded(np.array([1 + 2.0**-9, 1 + 2.0**-7]), PRECISIONS["bfloat16"]).tolist()
+    [1.0, 1.0078125]
+    """
+    _, exponent = np.frexp(x)
+    step = np.maximum(exponent - precision.significand, precision.lowest_exponent)
+    # Dividing by a power of two is exact, and so is the product.
+    nearest = np.ldexp(np.rint(np.ldexp(np.asarray(x, np.float64), -step)), step)
+    return nearest.astype(precision.carrier)
+
+
+class Noisy(np.ndarray):
+    """An array whose arithmetic errs at random; every array computed from it is such an array."""
+
+    arithmetic: NoisyArithmetic
+
+    def __array_finalize__(self, source: Any) -> None:
+        """A view or a copy errs like its source."""
+        self.arithmetic = getattr(source, "arithmetic", None)  # type: ignore[assignment]
+
+    def __array_ufunc__(
+        self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any
+    ) -> Any:
+        """Compute on plain arrays, then move the result."""
+        plain = [self.arithmetic.constant(_plain(x)) for x in inputs]
+        if out:
+            kwargs["out"] = tuple(_plain(x) for x in out)
+        result = getattr(ufunc, method)(*plain, **kwargs)
+        if method == "at" or not np.issubdtype(np.asarray(result).dtype, np.floating):
+            return result
+        if ufunc not in EXACT:
+            result = self.arithmetic.move(ufunc, method, plain, kwargs, result)
+        return out[0] if out else _noisy(result, self.arithmetic)
+
+
+EXACT = {np.maximum, np.minimum, np.negative, np.absolute, np.positive, np.copysign}
+"""Operations that never round."""
+
+
+class NoisyArithmetic:
+    """Monte Carlo arithmetic in one precision.
+
+    Args:
+        precision: how large an operation's error may be.
+        rng: where the errors are drawn from.
+        alike: whether all rows (tokens) err alike. Real rounding does where tokens are nearly
+            equal, and then their errors add up in a sum instead of averaging out.
+    """
+
+    def __init__(
+        self, precision: Precision, rng: np.random.Generator, alike: bool = False
+    ) -> None:
+        self.precision, self.rng, self.alike = precision, rng, alike
+        self.format = PRECISIONS["float32"] if precision.products_only else precision
+        self.u = self.format.u
+
+    def array(self, x: Array) -> Noisy:
+        """The numbers of x, in arithmetic that errs."""
+        return _noisy(x, self)
+
+    def constant(self, x: Any) -> Any:
+        """A number that the precision cannot hold, such as 1 / sqrt(3), moved once for all uses."""
+        if not isinstance(x, (float, np.floating)) or rounded(np.asarray(x), self.format) == x:
+            return x
+        return type(x)(x * (1 + self.u * self.rng.uniform(-1, 1)))
+
+    def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
+        """The result of an operation, moved by up to its rounding; in place if it is an array."""
+        magnitude: Any = np.abs(result)
+        if ufunc is np.matmul and self.precision.products_only:
+            factors = [self._moved(x, np.abs(x), self.precision.u) for x in inputs]
+            result = np.matmul(*factors)
+        elif ufunc is np.matmul and not self.precision.sums_wider:
+            magnitude = np.matmul(np.abs(inputs[0]), np.abs(inputs[1]))
+        elif method == "reduce" and not self.precision.sums_wider:
+            magnitude = ufunc.reduce(np.abs(inputs[0]), **{**kwargs, "out": None})
+            magnitude = magnitude * np.sqrt(np.size(inputs[0]) / max(np.size(result), 1))
+        moved = self._moved(result, magnitude, self.u)
+        if "out" in kwargs:
+            kwargs["out"][0][...] = moved
+        return moved
+
+    def _moved(self, x: Any, magnitude: Any, u: float) -> Any:
+        dtype = np.asarray(x).dtype
+        size = magnitude * dtype.type(u)
+        if self.precision.name == "float16":  # the others do not reach their smallest numbers
+            size = size + dtype.type(2.0 ** (self.precision.lowest_exponent - 1))
+        shape = list(np.shape(x))
+        if self.alike and len(shape) > 1:
+            shape[-2] = 1
+        single = dtype.type if dtype == np.float32 else np.float64
+        return x + size * (2 * self.rng.random(shape, dtype=single) - 1).astype(dtype)
+
+
+def _plain(x: Any) -> Any:
+    return x.view(np.ndarray) if isinstance(x, Noisy) else x
+
+
+def _noisy(x: Any, arithmetic: NoisyArithmetic) -> Noisy:
+    array = np.asarray(x).view(Noisy)
+    array.arithmetic = arithmetic
+    return array

@@ -1,0 +1,197 @@
+"""The specification on a batch, by flat names: the truth, its price, and an implementation of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from vitspec.config import ViTConfig
+from vitspec.records import Record
+from vitspec.testing.cases import MODELS, Case, away_from_kinks
+from vitspec.testing.catalogue import Deviation, planted
+from vitspec.testing.precision import NoisyArithmetic, Precision, rounded
+from vitspec.testing.tolerance import Price, Sizes, distances, sizes
+from vitspec.typing import Array
+
+Flat = dict[str, Array]
+"""Arrays by name: `logits`, `image` (the images' gradient), gradients by their parameter's name."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model, images and a cotangent: where an implementation is evaluated.
+
+    Attributes:
+        spec: "vit" or "vit-cls".
+        config: the model's configuration.
+        params: the parameters by flat name.
+        images: (B, C, H, W).
+        cotangent: of the logits, (B, K).
+    """
+
+    spec: str
+    config: ViTConfig
+    params: Flat
+    images: Array
+    cotangent: Array
+
+    @classmethod
+    def of(cls, case: Case) -> Point:
+        """The point of a case, in float64."""
+        params = case.model().to_flat()
+        return cls(case.spec, case.config, params, case.images(), case.cotangent())
+
+    def rounded(self, precision: Precision) -> Point:
+        """The point with numbers that are exact in a precision, in read-only arrays."""
+        point = replace(
+            self,
+            params={name: rounded(leaf, precision) for name, leaf in self.params.items()},
+            images=rounded(self.images, precision),
+            cotangent=rounded(self.cotangent, precision),
+        )
+        for array in (*point.params.values(), point.images, point.cotangent):
+            array.setflags(write=False)
+        return point
+
+    def away_from_kinks(self, margin: float) -> Point:
+        """The point with biases b1 moved so that no ReLU's input is within `margin` of 0."""
+        model = away_from_kinks(self.model(self.params), self.images, margin)
+        return replace(self, params=model.to_flat())
+
+    def model(self, params: Mapping[str, Array]) -> Any:
+        """The `ViTSpec` or `ViTClsSpec` with these parameters, for images of this size."""
+        C, H, W = self.images.shape[1:]
+        model_type = MODELS[self.spec]
+        return model_type.from_flat(self.config, params, in_channels=C, height=H, width=W)
+
+
+def evaluate_spec(point: Point, dtype: Any = np.float64, taps: bool = False) -> Flat:
+    """Logits and all cotangents by the specification, and its intermediate values if asked for."""
+    convert = lambda x: x.astype(dtype, copy=False)  # noqa: E731
+    return _evaluate(point, convert, taps)
+
+
+def _evaluate(point: Point, convert: Any, taps: bool) -> Flat:
+    model = point.model({name: convert(leaf) for name, leaf in point.params.items()})
+    images, cotangent = convert(point.images), convert(point.cotangent)
+    traces = [model.trace(image) for image in images]
+    pairs = [
+        model.backward(image, d_logits, trace)
+        for image, d_logits, trace in zip(images, cotangent, traces, strict=True)
+    ]
+    found = {"logits": np.stack([trace.logits for trace in traces])}
+    found["image"] = np.stack([d_image for _, d_image in pairs])
+    found |= sum_over_batch([grads.to_flat() for grads, _ in pairs])
+    if taps:
+        flats = [trace_taps(trace) for trace in traces]
+        found |= {name: np.stack([flat[name] for flat in flats]) for name in flats[0]}
+    return found
+
+
+def sum_over_batch(gradients: Sequence[Mapping[str, Array]]) -> Flat:
+    """The gradients of each image's parameters, added up."""
+    return {name: reduce(np.add, [one[name] for one in gradients]) for name in gradients[0]}
+
+
+def trace_taps(trace: Any) -> Flat:
+    """A model's intermediate values by name, in the order in which they are computed."""
+    taps = {"embedded": trace.embedded}
+    for i, layer in enumerate(trace.layers):
+        taps |= {f"encoder.layers.{i}.{name}": value for name, value in _leaves(layer)}
+    return taps | {"encoded": trace.encoded, "pooled": trace.pooled}
+
+
+def _leaves(record: Record) -> list[tuple[str, Array]]:
+    leaves = []
+    for field in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, field.name)
+        if isinstance(value, Record):
+            leaves += [(f"{field.name}.{name}", leaf) for name, leaf in _leaves(value)]
+        elif field.name != "input":  # the layer before has it as its output
+            leaves.append((field.name, value))
+    return leaves
+
+
+def price_spec(
+    point: Point,
+    truth: Flat,
+    precision: Precision,
+    runs: int,
+    rng: np.random.Generator,
+    dtype: Any = np.float64,
+    taps: bool = False,
+) -> dict[str, Price]:
+    """What a precision costs each tensor, by several runs of the specification that err.
+
+    Args:
+        point: where; exact in the precision.
+        truth: `evaluate_spec` of it.
+        precision: what the runs err like.
+        runs: how many.
+        rng: where the errors are drawn from.
+        dtype: what the runs compute in, before they err; float32 halves the time.
+        taps: whether the truth has the intermediate values.
+    """
+    noise: dict[str, list[Sizes]] = {name: [] for name in truth}
+    for run in range(runs):
+        arithmetic = NoisyArithmetic(precision, rng, alike=run % 2 == 1)
+        convert = lambda x: arithmetic.array(x.astype(dtype))  # noqa: B023, E731
+        found = _evaluate(point, convert, taps)
+        for name, value in truth.items():
+            noise[name].append(distances(np.asarray(found[name]), value))
+    return {n: Price.of(sizes(truth[n]), noise[n], precision.u) for n in truth}
+
+
+class SpecImplementation:
+    """The specification as an implementation, perhaps with mistakes of the catalogue in it.
+
+    Args:
+        spec: "vit" or "vit-cls".
+        dtype: the precision that it computes in: "float64" or "float32".
+        mistakes: what is planted while it runs.
+        name: what reports call it.
+    """
+
+    version = "1"
+
+    def __init__(
+        self,
+        spec: str = "vit",
+        dtype: str | tuple[str, ...] = ("float32", "float64"),
+        mistakes: Sequence[Deviation] = (),
+        name: str = "",
+    ) -> None:
+        self.spec, self.dtype, self.mistakes = spec, dtype, tuple(mistakes)
+        self.name = name or "+".join([spec, *(m.name for m in mistakes)])
+
+    def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Flat:
+        """The logits, and every intermediate value."""
+        with self._planted():
+            traces = [self._model(config, params, images).trace(image) for image in images]
+            logits = np.stack([trace.logits for trace in traces])
+            flats = [trace_taps(trace) for trace in traces]
+        return {"logits": logits} | {n: np.stack([f[n] for f in flats]) for n in flats[0]}
+
+    def vjp(
+        self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
+    ) -> tuple[Flat, Array]:
+        """The cotangents of the parameters, summed over the batch, and of the images."""
+        with self._planted():
+            point = Point(self.spec, config, dict(params), images, cotangent)
+            found = evaluate_spec(point, images.dtype)
+        return {name: found[name] for name in params}, found["image"]
+
+    def _planted(self) -> ExitStack:
+        stack = ExitStack()
+        for mistake in self.mistakes:
+            stack.enter_context(planted(mistake))
+        return stack
+
+    def _model(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Any:
+        size = dict(zip(("in_channels", "height", "width"), images.shape[1:], strict=True))
+        return MODELS[self.spec].from_flat(config, params, **size)
