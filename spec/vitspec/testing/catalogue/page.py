@@ -1,0 +1,112 @@
+"""The page `docs/catalogue.md`: `python -m vitspec.testing.catalogue.page > docs/catalogue.md`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from textwrap import dedent, fill
+
+from vitspec.testing.catalogue import CATALOGUE, GROUPS, KINDS, Deviation, Patch
+
+_WIDTH = 100
+
+_INTRODUCTION = """\
+# The catalogue of named deviations
+
+Mistakes that people make in a Vision Transformer, each as a patch of the specification. The kit
+plants them to test itself, to name what an implementation's errors look like, and to admit test
+vectors that tell them apart.
+
+```python
+>>> from vitspec.testing.catalogue import deviation, planted
+>>> with planted(deviation("pre-norm"), deviation("activation-gelu")):
+...     pass  # the specification runs with both
+
+```
+
+Names are permanent. Most entries were found in public code: `owner/repository#number` is an issue
+or a pull request on GitHub that reports the mistake or mends it, or shows how it comes about; it
+says nothing of that project today. Where nothing was found, the entry says so.
+
+A mistake in the forward is planted alone: the hand-written derivatives stay as they are.
+`deviation(name).differentiated()` is the same mistake in an implementation that has its derivatives
+from its forward, by automatic differentiation; "derivatives follow" marks the entries that have it.
+"""
+
+_REFERENCE = re.compile(r"(?<![\w/.-])([\w.-]+/[\w.-]+)#(\d+)")
+
+
+def catalogue_markdown() -> str:
+    """The page of all deviations."""
+    return "\n".join([_INTRODUCTION, *_kinds(), *_contents(), *_entries()])
+
+
+def _kinds() -> Iterator[str]:
+    counts = Counter(str(d.kind) for d in CATALOGUE)
+    yield "| kind | entries | the mistake |\n| --- | --- | --- |"
+    yield from (f"| {kind} | {counts[kind]} | {text} |" for kind, text in KINDS.items())
+    yield ""
+
+
+def _contents() -> Iterator[str]:
+    yield f"{len(CATALOGUE)} entries:\n"
+    for group, entries in GROUPS.items():
+        names = ", ".join(f"[{d.name}](#{d.name})" for d in entries)
+        yield f"- **{group}**: {names}"
+    yield ""
+
+
+def _entries() -> Iterator[str]:
+    for group, entries in GROUPS.items():
+        yield f"## {group}\n"
+        for d in entries:
+            yield f"### {d.name}\n"
+            yield _wrapped(f"*{', '.join(_labels(d))}.* {_sentence(d.description)} {d.effect}")
+            yield _wrapped(f"Seen: {_linked('; '.join(d.seen))}.")
+            yield f"```diff\n{_diff(d)}\n```\n"
+
+
+def _labels(d: Deviation) -> list[str]:
+    labels: list[str] = [d.kind]
+    if not d.specs:
+        labels.append("in no model")
+    elif len(d.specs) == 1:
+        labels.append(f"`{d.specs[0]}` only")
+    if d.derivatives is not None and d.specs:
+        labels.append("derivatives follow")
+    return labels
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _linked(text: str) -> str:
+    return _REFERENCE.sub(r"[\1#\2](https://github.com/\1/issues/\2)", text)
+
+
+def _diff(d: Deviation) -> str:
+    """The patches, function by function; the derivatives' own are left out."""
+    return "\n".join(_patch(patch) for patch in d.patches)
+
+
+def _patch(patch: Patch) -> str:
+    lines = [f"@@ {patch.function} @@"]
+    lines += [f"- {line}" for line in _lines(patch.old)]
+    lines += [f"+ {line}" for line in _lines(patch.new)]
+    return "\n".join(lines)
+
+
+def _lines(text: str) -> list[str]:
+    # The first line of a patch starts in the middle of a line: only the others are indented.
+    first, _, rest = text.partition("\n")
+    return [first, *dedent(rest).splitlines()] if rest else [first]
+
+
+if __name__ == "__main__":
+    print(catalogue_markdown(), end="")

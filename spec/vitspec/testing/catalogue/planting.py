@@ -1,0 +1,116 @@
+"""Running the specification with mistakes in it.
+
+A planted function is compiled from its patched source in its own module's globals, so it calls what
+that module calls: mistakes planted in its callees act as well. Nothing on disk changes. Planting is
+for one thread at a time, since modules are shared.
+"""
+
+from __future__ import annotations
+import __future__
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from vitspec.testing.catalogue.deviation import Deviation, Patch
+
+
+class ConflictError(LookupError):
+    """Two deviations change the same piece of the specification."""
+
+
+@dataclass(frozen=True)
+class _Planted:
+    """What stands in a function's place."""
+
+    original: Callable[..., Any]
+    current: Callable[..., Any]
+    patches: tuple[tuple[str, Patch], ...]  # with the names of their deviations
+
+
+_now: dict[str, _Planted] = {}
+
+
+@contextmanager
+def planted(*deviations: Deviation) -> Iterator[None]:
+    """Run the specification with these mistakes in it, on top of those that are planted already.
+
+    Raises:
+        ConflictError: two of them change the same text.
+        LookupError: the specification has changed, and the catalogue has not.
+    """
+    wanted: dict[str, tuple[tuple[str, Patch], ...]] = {}
+    for deviation in deviations:
+        for patch in deviation.patches:
+            wanted[patch.function] = (*wanted.get(patch.function, ()), (deviation.name, patch))
+    before = {function: _now.get(function) or _unpatched(function) for function in wanted}
+    after = {
+        function: _Planted(
+            old.original,
+            _compiled(old.original, function, old.patches + wanted[function]),
+            old.patches + wanted[function],
+        )
+        for function, old in before.items()
+    }
+    _exchange(before, after)
+    try:
+        yield
+    finally:
+        _exchange(after, before)
+
+
+def _unpatched(function: str) -> _Planted:
+    module_name, function_name = function.split(":")
+    original = getattr(importlib.import_module(f"vitspec.{module_name}"), function_name)
+    return _Planted(original, original, ())
+
+
+def _exchange(there: dict[str, _Planted], here: dict[str, _Planted]) -> None:
+    """Put `here` wherever `there` is held: modules hold functions by name, their own or not.
+
+    All modules are searched each time (a tenth of a millisecond), since some may have been imported
+    in between.
+    """
+    changes = {id(there[name].current): here[name].current for name in there}
+    modules = [module for name, module in sys.modules.items() if name.startswith("vitspec")]
+    for module in modules:
+        held = [(n, changes[id(v)]) for n, v in vars(module).items() if id(v) in changes]
+        for name, function in held:
+            setattr(module, name, function)
+    for name, planting in here.items():
+        if planting.patches:
+            _now[name] = planting
+        else:
+            _now.pop(name, None)
+
+
+@cache
+def _compiled(
+    original: Callable[..., Any], function: str, patches: tuple[tuple[str, Patch], ...]
+) -> Callable[..., Any]:
+    module_name, function_name = function.split(":")
+    source = text = inspect.getsource(inspect.unwrap(original))
+    for i, (name, patch) in enumerate(patches):
+        if source.count(patch.old) != 1:
+            raise LookupError(
+                f"{name}: expected {patch.old!r} once in {function}, found it "
+                f"{source.count(patch.old)} times; the catalogue is out of date"
+            )
+        if text.count(patch.old) != 1:
+            others = ", ".join(dict.fromkeys(other for other, _ in patches[:i]))
+            raise ConflictError(
+                f"{name} cannot be planted together with {others}: in {function}, "
+                f"{patch.old!r} has been replaced already"
+            )
+        text = text.replace(patch.old, patch.new)
+    label = f"<{'+'.join(dict.fromkeys(name for name, _ in patches))}>"
+    flags = __future__.annotations.compiler_flag
+    code = compile(text, label, "exec", flags, dont_inherit=True)
+    scope: dict[str, Any] = {}
+    exec(code, vars(sys.modules[f"vitspec.{module_name}"]), scope)
+    return scope[function_name]
