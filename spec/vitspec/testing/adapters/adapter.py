@@ -81,15 +81,14 @@ class Adapter:
 
 
 def check_dtypes(dtype: str | tuple[str, ...]) -> None:
-    """Raise `ValueError` for an unknown precision, or two that come in arrays of one type."""
+    """Raise `ValueError` for an unknown precision, or several that arrays do not tell apart."""
     dtypes = (dtype,) if isinstance(dtype, str) else dtype
     if unknown := [name for name in dtypes if name not in PRECISIONS]:
         raise ValueError(f"dtype: expected some of {', '.join(PRECISIONS)}, got {unknown}")
-    singles = [name for name in dtypes if PRECISIONS[name].carrier == "float32"]
-    if len(singles) > 1 or not dtypes:
+    if not dtypes or (len(dtypes) > 1 and not all(PRECISIONS[name].own_type for name in dtypes)):
         raise ValueError(
-            f"dtype: {' and '.join(singles) or 'nothing'}: all but float64 come as float32 arrays; "
-            "make one implementation for each of them"
+            f"dtype: only float64 and float32 can share an object, got {dtypes}: arrays for the "
+            "others are of float32 too; make one implementation for each"
         )
 
 

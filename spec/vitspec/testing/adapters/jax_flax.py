@@ -58,7 +58,7 @@ def from_jax(
         name: what reports call it.
         version: likewise.
         spec: the function that it claims to be, "vit" or "vit-cls".
-        dtype: the precision, or float64 and another one; the default first. Parameters and images
+        dtype: the precision; or float32 and float64, the default first. Parameters and images
             are converted to it.
         tree: called with (config, in_channels, height, width); returns a pytree like the one that
             the function takes, of arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape` makes
@@ -142,7 +142,8 @@ def from_nnx(
 
         def call(params: Mapping[str, Any], images: Any) -> Any:
             filled = [(path, leaf.replace(params[n])) for n, (path, leaf) in flat.items()]
-            return nnx.merge(graph, nnx.from_flat_state(filled), rest)(images)
+            # Copied, for the module may count its dropouts, or note its statistics.
+            return nnx.merge(graph, nnx.from_flat_state(filled), rest, copy=True)(images)
 
         return _Model({n: leaf.get_value() for n, (_, leaf) in flat.items()}, call)
 
@@ -189,7 +190,7 @@ class JaxAdapter(Adapter):
         with self._loaded(config, params, images) as (_, programs, theirs):
             # Not the one that `jax.vjp` computes: rules of `jax.custom_vjp` may give another.
             logits, taps = programs["forward"](theirs, images)
-            return {"logits": np.asarray(logits)} | {n: np.asarray(v) for n, v in taps.items()}
+            return {name: _array(value) for name, value in ({"logits": logits} | taps).items()}
 
     def vjp(
         self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
@@ -197,8 +198,8 @@ class JaxAdapter(Adapter):
         """The cotangents by `jax.vjp`."""
         with self._loaded(config, params, images) as (bound, programs, theirs):
             d_theirs, d_images = programs["vjp"](theirs, images, cotangent)
-            gradients = {name: np.asarray(gradient) for name, gradient in d_theirs.items()}
-            return bound.to_our_gradients(gradients), np.asarray(d_images)
+            gradients = {name: _array(gradient) for name, gradient in d_theirs.items()}
+            return bound.to_our_gradients(gradients), _array(d_images)
 
     @contextmanager
     def _loaded(
@@ -238,11 +239,11 @@ class JaxAdapter(Adapter):
             return split_output(model.call(params, images))
 
         def forward(params: Any, images: Any) -> Any:
-            return _widened(jax, run(*convert((params, images))))
+            return run(*convert((params, images)))
 
         def vjp(params: Any, images: Any, cotangent: Any) -> Any:
             logits, pullback, _ = jax.vjp(run, *convert((params, images)), has_aux=True)
-            return _widened(jax, pullback(cotangent.astype(logits.dtype)))
+            return pullback(cotangent.astype(logits.dtype))
 
         return {"forward": forward, "vjp": vjp}
 
@@ -267,10 +268,13 @@ def _is_known(name: str, value: Any) -> bool:
     return True
 
 
-def _widened(jax: Any, tree: Any) -> Any:
-    """The same numbers, those of short types in float32, so that any NumPy can read them."""
-    wide = lambda x: x.astype(np.float32) if x.dtype.itemsize < 4 else x  # noqa: E731
-    return jax.tree.map(wide, tree)
+def _array(value: Any) -> Array:
+    """The same numbers, those of short types in float32, so that any NumPy can read them.
+
+    Inside the program XLA would pass over the rounding to the short type, as excess precision.
+    """
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -43,7 +43,7 @@ def from_torch(
         name: what reports call it.
         version: likewise.
         spec: the function that it claims to be, "vit" or "vit-cls".
-        dtype: the precision, or float64 and another one; the default first. Parameters and images
+        dtype: the precision; or float32 and float64, the default first. Parameters and images
             are converted to it. tf32 is float32 with `allow_tf32`, on a GPU only.
         device: where it runs.
         training: whether in training mode. Dropout must then have the rate 0.
