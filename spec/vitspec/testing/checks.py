@@ -316,7 +316,8 @@ def smoke(implementation: Any, precision: Precision, config: ViTConfig | None = 
     case = Case(implementation.spec, chosen, channels, height, width, seed=1, batch=2)
     point = Point.of(case).rounded(precision)
     before = {name: leaf.tobytes() for name, leaf in point.params.items()}
-    found = Trial(implementation, point, precision, np.random.default_rng(0)).found
+    trial = Trial(implementation, point, precision, np.random.default_rng(0))
+    found = trial.found
     wrong = [name for name, value in found.items() if not np.isfinite(_wide(value)).all()]
     if wrong:
         raise implementations.AdapterError(
@@ -324,7 +325,23 @@ def smoke(implementation: Any, precision: Precision, config: ViTConfig | None = 
         )
     if any(leaf.tobytes() != before[name] for name, leaf in point.params.items()):
         raise implementations.AdapterError(f"{implementation.name} changed its parameters")
+    _require_repeatable(implementation, trial)
     return chosen
+
+
+GROSS = 2**10
+"""Two runs that differ by this many roundings are no matter of the order of sums."""
+
+
+def _require_repeatable(implementation: Any, trial: Trial) -> None:
+    again = trial.evaluate(trial.point)
+    for name, value in trial.found.items():
+        apart, size = np.linalg.norm(_wide(again[name]) - _wide(value)), np.linalg.norm(value)
+        if apart > GROSS * trial.precision.u * size:
+            raise implementations.AdapterError(
+                f"{implementation.name} gives something else on every run: {name} moved by "
+                f"{apart / size:.0e} of its size; is dropout on, or a seed not fixed?"
+            )
 
 
 # ---- trials ------------------------------------------------------------------------------------

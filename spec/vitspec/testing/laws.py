@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitspec.config import ViTConfig
 from vitspec.geometry import patch_grid
 from vitspec.testing.cases import Case, random_case
 from vitspec.testing.reference import Flat, Point
@@ -137,20 +136,3 @@ def _permute_batch(point: Point, rng: np.random.Generator) -> Law:
         moved,
         lambda found: found | {n: found[n][inverse] for n in own if n in found},
     )
-
-
-def reordering(
-    config: ViTConfig, rng: np.random.Generator
-) -> tuple[Callable[[Mapping[str, Array]], Flat], ...]:
-    """Two maps of flat dictionaries: into another order of features, hidden features and heads,
-    and back. The model is the same function; only the order of summation differs."""
-    heads = rng.permutation(config.head_count)
-    columns = heads[:, None] * config.head_dim + rng.permutation(config.head_dim)[None, :]
-    orders = {
-        "D": rng.permutation(config.embed_dim),
-        "F": rng.permutation(config.hidden_dim),
-        "Q": columns.reshape(-1),
-        "V": columns.reshape(-1),
-    }
-    inverses = {axis: np.argsort(order) for axis, order in orders.items()}
-    return (lambda flat: _take(flat, orders)), (lambda flat: _take(flat, inverses))

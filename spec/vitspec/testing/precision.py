@@ -164,6 +164,28 @@ class NoisyArithmetic:
         return x + size * (2 * self.rng.random(shape, dtype=single) - 1).astype(dtype)
 
 
+class RoundingArithmetic(NoisyArithmetic):
+    """The precision's own arithmetic: every operation's result is rounded to nearest."""
+
+    def __init__(self, precision: Precision) -> None:
+        super().__init__(precision, np.random.default_rng(0))
+
+    def constant(self, x: Any) -> Any:
+        """The nearest number that the precision holds."""
+        if not isinstance(x, (float, np.floating)):
+            return x
+        return type(x)(rounded(np.asarray(x), self.format))
+
+    def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
+        """The result of an operation, rounded; in place if it is an array."""
+        if ufunc is np.matmul and self.precision.products_only:
+            result = np.matmul(*(rounded(x, self.precision) for x in inputs))
+        nearest = rounded(result, self.format).astype(np.asarray(result).dtype)
+        if "out" in kwargs:
+            kwargs["out"][0][...] = nearest
+        return nearest
+
+
 def _plain(x: Any) -> Any:
     return x.view(np.ndarray) if isinstance(x, Noisy) else x
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any
@@ -14,7 +13,9 @@ from vitspec.config import ViTConfig
 from vitspec.records import Record
 from vitspec.testing.cases import MODELS, Case, away_from_kinks
 from vitspec.testing.catalogue import Deviation, planted
-from vitspec.testing.precision import NoisyArithmetic, Precision, rounded
+from vitspec.testing.precision import (
+    PRECISIONS, NoisyArithmetic, Precision, RoundingArithmetic, rounded,
+)  # fmt: skip
 from vitspec.testing.tolerance import Price, Sizes, distances, sizes
 from vitspec.typing import Array
 
@@ -152,7 +153,7 @@ class SpecImplementation:
 
     Args:
         spec: "vit" or "vit-cls".
-        dtype: the precision that it computes in: "float64" or "float32".
+        dtype: the precision that it computes in, of `vitspec.testing.precision.PRECISIONS`.
         mistakes: what is planted while it runs.
         name: what reports call it.
     """
@@ -171,27 +172,27 @@ class SpecImplementation:
 
     def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Flat:
         """The logits, and every intermediate value."""
-        with self._planted():
-            traces = [self._model(config, params, images).trace(image) for image in images]
-            logits = np.stack([trace.logits for trace in traces])
-            flats = [trace_taps(trace) for trace in traces]
+        zeros = np.zeros((len(images), config.num_classes), images.dtype)
+        point = Point(self.spec, config, dict(params), images, zeros)
+        with planted(*self.mistakes):
+            model = point.model({n: self._own(p) for n, p in params.items()})
+            traces = [model.trace(self._own(image)) for image in images]
+        logits = np.stack([trace.logits for trace in traces])
+        flats = [trace_taps(trace) for trace in traces]
         return {"logits": logits} | {n: np.stack([f[n] for f in flats]) for n in flats[0]}
 
     def vjp(
         self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
     ) -> tuple[Flat, Array]:
         """The cotangents of the parameters, summed over the batch, and of the images."""
-        with self._planted():
-            point = Point(self.spec, config, dict(params), images, cotangent)
-            found = evaluate_spec(point, images.dtype)
-        return {name: found[name] for name in params}, found["image"]
+        point = Point(self.spec, config, dict(params), images, cotangent)
+        with planted(*self.mistakes):
+            found = _evaluate(point, self._own, taps=False)
+        plain = {name: np.asarray(value) for name, value in found.items()}
+        return {name: plain[name] for name in params}, plain["image"]
 
-    def _planted(self) -> ExitStack:
-        stack = ExitStack()
-        for mistake in self.mistakes:
-            stack.enter_context(planted(mistake))
-        return stack
-
-    def _model(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Any:
-        size = dict(zip(("in_channels", "height", "width"), images.shape[1:], strict=True))
-        return MODELS[self.spec].from_flat(config, params, **size)
+    def _own(self, x: Array) -> Array:
+        """x in this implementation's arithmetic: NumPy's own for float32 and float64."""
+        if isinstance(self.dtype, tuple) or PRECISIONS[self.dtype].own_type:
+            return x
+        return RoundingArithmetic(PRECISIONS[self.dtype]).array(x.astype(np.float64))

@@ -80,6 +80,17 @@ class Report:
     output: str = ""
     seconds: float = 0.0
 
+    def sort(self) -> None:
+        """Put the results in the order of their places and checks, whichever came first."""
+        order = {"photograph": 0, "case": 1, "law": 2, "vector": 3}
+
+        def key(result: Result) -> tuple[int, str, int, str]:
+            kind, _, index = result.place.partition(" ")
+            number = int(index) if index.isdigit() else 0
+            return order.get(kind, 4), kind, number, index
+
+        self.results.sort(key=key)
+
     def count(self) -> Counter[str]:
         """How many results have each status."""
         return Counter(result.status for result in self.results)
@@ -121,6 +132,8 @@ class Report:
         only = f" --only {result.check}"
         if kind in ("case", "law"):
             return f"{command}{only} --{kind} {index}"
+        if kind == "identities":
+            return f"{command}{only} --identities"
         if kind == "vector":
             return f"{command}{only} --vector {index}"
         return command + only

@@ -49,6 +49,7 @@ class Settings:
         dtype: the precision; None for the implementation's default.
         config: the one configuration to check on, instead of random ones.
         only: checks whose name matches this glob; None for all.
+        vector: the one test vector to check on; None for all.
         jobs: exactly these; None for what the fields above say.
     """
 
@@ -62,6 +63,7 @@ class Settings:
     dtype: str | None = None
     config: ViTConfig | None = None
     only: str | None = None
+    vector: str | None = None
     jobs: tuple[Job, ...] | None = None
 
     def plan(self) -> list[Job]:
@@ -210,7 +212,9 @@ def _check_vectors(
 ) -> Iterator[Result]:
     from vitspec.testing.vectors import check_vectors
 
-    yield from (r for r in check_vectors(implementation, precision) if settings.wants(r.check))
+    for result in check_vectors(implementation, precision, settings.vector):
+        if settings.wants(result.check):
+            yield result
 
 
 def _check_identities(

@@ -1,0 +1,1 @@
+"""The commands of `vitspec`, a file each; `vitspec.cli` puts them together."""

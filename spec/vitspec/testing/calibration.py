@@ -1,0 +1,213 @@
+"""Whether the bound's constants are right: correct variants pass, planted mistakes do not.
+
+`vitspec tolerances` prints these figures and renews the table of `docs/tolerances.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from vitspec.testing.cases import MODELS, random_case
+from vitspec.testing.catalogue import CATALOGUE, planted
+from vitspec.testing.checks import case_trial
+from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.reference import SpecImplementation
+from vitspec.testing.tolerance import PRICE_FACTOR, ROUNDING_FACTOR
+from vitspec.testing.variants import VARIANTS
+
+Step = Callable[[int, int, str], None]
+CASES_PER_MISTAKE = 8
+"""Small cases on which a mistake may show; `vitspec check` has a hundred."""
+
+
+@dataclass
+class Figures:
+    """What was measured in one precision.
+
+    Attributes:
+        dtype: the precision.
+        comparisons: tensors of correct variants that were graded.
+        rejected: those that were rejected; none may be.
+        worst: the largest error / bound of each correct variant.
+        margins: the largest error / bound of each planted mistake, over a few cases.
+    """
+
+    dtype: str
+    comparisons: int = 0
+    rejected: int = 0
+    worst: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def unseen(self) -> list[str]:
+        """The mistakes that the bound lets pass."""
+        return [name for name, margin in self.margins.items() if margin <= 1]
+
+
+def measure(
+    dtypes: Sequence[str] | None = None,
+    seeds: int = 20,
+    step: Step = lambda *_: None,
+    mistakes: bool = True,
+) -> list[Figures]:
+    """Grade correct variants and planted mistakes.
+
+    Args:
+        dtypes: the precisions; all by default.
+        seeds: random cases for each variant.
+        step: called with (done, total, name).
+        mistakes: whether to plant mistakes as well.
+    """
+    names = list(dtypes or PRECISIONS)
+    total = len(names) * (seeds + (CASES_PER_MISTAKE if mistakes else 0))
+    done, all_figures = 0, []
+    for dtype in names:
+        figures = Figures(dtype)
+        all_figures.append(figures)
+        for seed in range(seeds):
+            step(done, total, f"{dtype}: correct variants")
+            _grade_variants(figures, seed)
+            done += 1
+        for seed in range(CASES_PER_MISTAKE if mistakes else 0):
+            step(done, total, f"{dtype}: planted mistakes")
+            _grade_mistakes(figures, seed)
+            done += 1
+    return all_figures
+
+
+def gradable() -> list[Any]:
+    """The deviations that a model's logits and gradients can show in every precision."""
+    return [d for d in CATALOGUE if d.visible_in_model]
+
+
+def _grade_variants(figures: Figures, seed: int) -> None:
+    precision = PRECISIONS[figures.dtype]
+    spec = list(MODELS)[seed % 2]
+    implementation = SpecImplementation(spec, figures.dtype)
+    case = random_case(np.random.default_rng([seed, 20]), spec)
+    base = case_trial(implementation, precision, case)
+    for variant in VARIANTS:
+        with planted(variant):  # type: ignore[arg-type]
+            found = base.evaluate(base.point)
+        ratios = [_ratio(base, found, name) for name in base.truth]
+        figures.comparisons += len(ratios)
+        figures.rejected += sum(ratio > 1 for ratio in ratios)
+        figures.worst[variant.name] = max(figures.worst.get(variant.name, 0.0), *ratios)
+
+
+def _grade_mistakes(figures: Figures, seed: int) -> None:
+    precision = PRECISIONS[figures.dtype]
+    for spec in MODELS:
+        case = random_case(np.random.default_rng([seed, 21]), spec)
+        base = case_trial(SpecImplementation(spec, figures.dtype), precision, case)
+        for mistake in gradable():
+            if spec in mistake.specs:
+                found = _evaluate_with(base, spec, figures.dtype, mistake)
+                ratio = max(_ratio(base, found, n) for n in base.truth) if found else np.inf
+                figures.margins[mistake.name] = max(figures.margins.get(mistake.name, 0), ratio)
+
+
+def _evaluate_with(base: Any, spec: str, dtype: str, mistake: Any) -> Any:
+    from vitspec.testing.implementations import AdapterError
+
+    base.implementation = SpecImplementation(spec, dtype, [mistake])
+    try:
+        return base.evaluate(base.point)
+    except AdapterError:  # some mistakes make shapes that do not fit: as visible as can be
+        return None
+
+
+def _ratio(trial: Any, found: Any, name: str) -> float:
+    from vitspec.testing.tolerance import grade
+
+    return grade(name, found[name], trial.truth[name], trial.prices[name]).ratio
+
+
+# ---- showing -----------------------------------------------------------------------------------
+
+
+def tables(figures: Sequence[Figures]) -> Iterator[Table]:
+    """The figures, for a terminal."""
+    table = Table(title=f"bound: {PRICE_FACTOR} price + {ROUNDING_FACTOR} u", title_justify="left")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading == "precision" else "right")
+    for one in figures:
+        table.add_row(*_row(one))
+    yield table
+    if unseen := [one for one in figures if one.unseen]:
+        missed = Table(title="mistakes that whole models do not show", title_justify="left")
+        missed.add_column("precision")
+        missed.add_column("mistake (error / bound)", overflow="fold")
+        for one in unseen:
+            missed.add_row(one.dtype, ", ".join(_unseen(one)))
+        yield missed
+
+
+_HEADINGS = (
+    "precision", "tensors", "rejected", "worst correct", "mistakes", "seen", "smallest margin seen",
+)  # fmt: skip
+
+
+def _row(one: Figures) -> list[str]:
+    seen = {name: margin for name, margin in one.margins.items() if margin > 1}
+    smallest = f"{min(seen.values()):.1f}" if seen else ""
+    return [
+        one.dtype, f"{one.comparisons:,}", str(one.rejected),
+        f"{max(one.worst.values(), default=0):.2f}", str(len(one.margins)), str(len(seen)),
+        smallest,
+    ]  # fmt: skip
+
+
+def _unseen(one: Figures) -> list[str]:
+    return [f"{name} ({one.margins[name]:.2g})" for name in one.unseen]
+
+
+def markdown(figures: Sequence[Figures]) -> str:
+    """The figures as Markdown tables."""
+    rule = ["---", *["---:"] * (len(_HEADINGS) - 1)]
+    lines = [_HEADINGS, rule, *(_row(one) for one in figures)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    variants = [["correct variant", *(one.dtype for one in figures)], ["---"] + ["---:"] * len(figures)]
+    for variant in VARIANTS:
+        worst = [f"{one.worst.get(variant.name, 0):.2f}" for one in figures]
+        variants.append([f"`{variant.name}`: {variant.description}", *worst])
+    text += "\n\nThe largest error / bound of each correct variant:\n\n"
+    text += "\n".join("| " + " | ".join(line) + " |" for line in variants)
+    for one in figures:
+        if one.unseen:
+            text += f"\n\nNot seen in whole models in {one.dtype} (error / bound): "
+            text += ", ".join(f"`{n}` ({one.margins[n]:.2g})" for n in one.unseen) + "."
+    return text + "\n"
+
+
+BEGIN, END = "<!-- figures: vitspec tolerances -->", "<!-- end of figures -->"
+
+
+def renewed(page: str, figures: Sequence[Figures]) -> str:
+    """The page with its figures replaced by these; a page without any gets them at its end."""
+    block = f"{BEGIN}\n\n{markdown(figures)}\n{END}"
+    if BEGIN in page:
+        return re.sub(
+            f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, page, flags=re.DOTALL
+        )
+    return f"{page.rstrip()}\n\n{block}\n"
+
+
+def to_json(figures: Sequence[Figures]) -> dict[str, Any]:
+    """The figures as JSON-serialisable data; infinities as strings."""
+    def safe(numbers: dict[str, float]) -> dict[str, Any]:
+        return {n: v if np.isfinite(v) else str(v) for n, v in numbers.items()}
+
+    return {
+        "schema": "vitspec-tolerances/1",
+        "precisions": [
+            asdict(one) | {"worst": safe(one.worst), "margins": safe(one.margins)}
+            for one in figures
+        ],
+    }
