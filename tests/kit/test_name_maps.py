@@ -8,6 +8,7 @@ exactly, since the numbers here are small integers.
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -442,3 +443,9 @@ def test_a_model_may_return_its_logits_or_a_mapping_with_taps():
     assert split_output({"logits": 1, "pooled": 2}) == (1, {"pooled": 2})
     with pytest.raises(TypeError, match="without 'logits': pooled"):
         split_output({"pooled": 2})
+
+
+def test_the_page_has_the_layouts_as_they_are():
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    rows = [f"| `{name}` | " + (f"`{p}` |" if p else "|") for name, p in LAYOUTS.items()]
+    assert "\n".join(rows) in page
