@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -377,3 +378,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         parse_config(str(tmp_path / "model.json"))
     with pytest.raises(ValueError, match="not a file"):
         parse_config(str(tmp_path))
+
+
+def test_the_page_shows_what_the_command_prints():
+    page = Path(__file__).parents[2] / "docs" / "shape-testing.md"
+    block = (
+        page.read_text("utf-8").partition("```console\n$ vitspec shapes ")[2].partition("```")[0]
+    )
+    argument, _, output = block.partition("\n")
+    assert printed(*parse_config(argument)) == output

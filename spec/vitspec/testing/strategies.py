@@ -146,11 +146,11 @@ def _extents(
         return draw(st.integers(low, max_extent))
     fewest = max(1, 1 - (slack + s - 1 - low) // s)  # windows on at least `low` pixels
     limit = max(max_extent, slack + 2 * s - 1)
-    windows = list(range(fewest, (limit - slack) // s + 2))
-    if spec == "vit-cls" and slack > low:
-        windows.append(0)  # last, as it is not the simplest
-    drawn = draw(st.sampled_from(windows))
-    if drawn == 0:
+    most = (limit - slack) // s + 1
+    may_have_none = spec == "vit-cls" and slack > low
+    # One more than the most stands for none, which is not the simplest.
+    drawn = draw(st.integers(fewest, most + may_have_none))
+    if drawn > most:
         return slack - draw(st.integers(1, slack - low))
     extent = slack + (drawn - 1) * s
     return extent + draw(st.integers(max(0, low - extent), min(s - 1, limit - extent)))
