@@ -7,6 +7,7 @@ layers and channels are present. What one image or exact arithmetic cannot show 
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ from vitspec.testing.catalogue import (
     ConflictError,
     Deviation,
     Patch,
+    catalogue_markdown,
     deviation,
     planted,
 )
-from vitspec.testing.catalogue.page import catalogue_markdown
 
 CONFIG = ViTConfig(
     patch_h=2, patch_w=3, stride=2, padding=1,
@@ -138,6 +139,102 @@ def test_differentiated_mistakes_are_right_derivatives_of_a_wrong_forward(mistak
             roads.dot_identity(case)
             roads.jvp_is_the_complex_step(case)
             roads.backward_along_a_direction_is_the_complex_step(case)
+
+
+# Where an entry says "Invisible ...": the configuration, the channels, or parameters by ending.
+ONE_PATCH = {"patch_h": 4, "patch_w": 6, "padding": 0}
+INVISIBLE = {
+    "with one head": {"head_count": 1},
+    "one token": ONE_PATCH,
+    "with one patch": {**ONE_PATCH},
+    "without patches": {"patch_h": 5, "padding": 0},
+    "without layers": {"num_layers": 0},
+    "with one layer": {"num_layers": 1},
+    "without padding": {"padding": 0},
+    "head_dim is 1": {"head_count": 5},
+    "with head_dim 1": {"head_count": 5},
+    "embed_dim is 1": {"embed_dim": 1, "head_count": 1},
+    "patches of one pixel": {"patch_h": 1, "patch_w": 1},
+    "one pixel high or wide": {"patch_h": 1},
+    "the stride is at least the patch": {"stride": 3},
+    "a grid of one row or column": {"patch_h": 4, "padding": 0},
+    "with one channel": {"in_channels": 1},
+    "gamma is 1": {"gamma": 1},
+    "beta is 0": {"beta": 0},
+    "biases are 0": {"b1": 0, "b2": 0, "bias": 0},
+    "both pairs are alike": {"gamma": 1, "beta": 0},
+}
+CLAIMS = [
+    (d, phrase)
+    for d in EXACT
+    if d.visible_in_model
+    for phrase in INVISIBLE
+    if phrase in d.effect.partition("Invisible ")[2].partition(";")[0]
+]
+
+
+def special_cases(mistake, changes):
+    """Cases of its models with a configuration, a number of channels or parameters changed."""
+    in_channels = changes.get("in_channels", 2)
+    of_config = {n: v for n, v in changes.items() if hasattr(CONFIG, n)}
+    for spec in mistake.specs:
+        if spec == "vit-cls" and changes is ONE_PATCH:
+            of_config |= {"patch_h": 5}  # no patch: the CLS token alone
+        yield Case(spec, replace(CONFIG, **of_config), in_channels, 4, 6, seed=7)
+
+
+@pytest.mark.parametrize(("mistake", "phrase"), CLAIMS, ids=lambda x: getattr(x, "name", x))
+def test_it_is_invisible_where_it_says(mistake, phrase):
+    changes = INVISIBLE[phrase]
+    for case in special_cases(mistake, changes):
+        model = case.model()
+        flat = {
+            name: np.full_like(a, changes.get(name.rpartition("_")[2].rpartition(".")[2], np.nan))
+            for name, a in model.to_flat().items()
+        }
+        flat = {n: np.where(np.isnan(a), model.to_flat()[n], a) for n, a in flat.items()}
+        size = {"in_channels": case.in_channels, "height": case.height, "width": case.width}
+        model = type(model).from_flat(case.config, flat, **size)
+
+        def found(model=model, case=case):
+            grads, d_image = model.backward(case.image(), case.d_logits())
+            return [model.forward(case.image()), d_image, *grads.to_flat().values()]
+
+        right = found()
+        with planted(mistake):
+            wrong = found()
+        for one, other in zip(wrong, right, strict=True):
+            assert_close(one, other, 1e-12)
+
+
+EDGES = [
+    Case(spec, replace(CONFIG, **changes), 1, 4, 6, seed=3)
+    for spec, changes in (
+        ("vit-cls", {"patch_h": 20}),  # no patch
+        ("vit", {"patch_h": 6, "patch_w": 8}),  # one
+        ("vit", {"head_count": 7}),  # heads without width
+        ("vit-cls", {"num_layers": 0}),
+        ("vit", {"embed_dim": 6, "head_count": 1, "padding": 3}),
+        ("vit-cls", {"stride": 5, "hidden_dim": 1, "num_classes": 1}),
+    )
+]
+
+
+@pytest.mark.parametrize("mistake", EXACT, ids=lambda d: d.name)
+def test_a_mistake_runs_at_the_edges_and_in_float32(mistake):
+    """It gives wrong numbers, but does not fail: what a user sees is a difference."""
+    for form in {mistake, mistake.differentiated() or mistake}:
+        with planted(form):
+            for case in EDGES:
+                model, image = case.model().astype(np.float32), case.image().astype(np.float32)
+                grads, d_image = model.backward(image, case.d_logits().astype(np.float32))
+                arrays = [model.forward(image), d_image, *grads.to_flat().values()]
+                assert {a.dtype.name for a in arrays} == {"float32"}
+                assert all(np.isfinite(a).all() for a in arrays)
+
+
+def test_the_claims_are_many():
+    assert len(CLAIMS) >= 45
 
 
 def test_most_forward_mistakes_are_differentiated():
@@ -401,7 +498,7 @@ def test_planting_is_cheap():
 def test_the_page_is_up_to_date():
     page = Path(__file__).parents[2] / "docs" / "catalogue.md"
     assert page.read_text("utf-8") == catalogue_markdown(), (
-        "run: python -m vitspec.testing.catalogue.page > docs/catalogue.md"
+        "run: vitspec catalogue --markdown > docs/catalogue.md"
     )
 
 

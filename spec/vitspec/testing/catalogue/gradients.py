@@ -295,7 +295,8 @@ GRADIENTS = (
         ("claroche-r/DMBSR#4: which of a convolution and its transpose flips",),
     ),
     Deviation(
-        "patch-bias-gradient-averaged", "backward", BIAS_DERIV, "scalars.total(", "scalars.mean(",
+        "patch-bias-gradient-averaged", "backward", BIAS_DERIV,
+        "scalars.total(", "1 / max(out_h * out_w, 1) * scalars.total(",
         "the patch bias's gradient is the mean over the grid instead of the sum",
         "The patch bias's gradient is too small by the number of patches; all else is right."
         " Invisible with one patch.",

@@ -59,7 +59,8 @@ NORMALIZATION = (
         "layer-norm-sample-variance", "both", NORMALIZE, _VARIANCE,
         f"{_VARIANCE} * x.shape[-1] / (x.shape[-1] - 1)",
         "the variance divides by D - 1",
-        "Every normalised row is too small by the factor sqrt((D - 1) / D): 7e-4 at D = 768.",
+        "Every normalised row is too small by the factor sqrt((D - 1) / D): 7e-4 at D = 768. NaN if"
+        " embed_dim is 1.",
         ("harvardnlp/annotated-transformer#122: `Tensor.std` is the unbiased one",
          "harvardnlp/annotated-transformer#119", "LBANN/lbann#2024"),
         derivatives=(

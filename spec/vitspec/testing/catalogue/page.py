@@ -1,4 +1,4 @@
-"""The page `docs/catalogue.md`: `python -m vitspec.testing.catalogue.page > docs/catalogue.md`."""
+"""The page `docs/catalogue.md`, which `vitspec catalogue --markdown` prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from textwrap import dedent, fill
 
-from vitspec.testing.catalogue import CATALOGUE, GROUPS, KINDS, Deviation, Patch
+from vitspec.testing.catalogue.deviation import KINDS, Deviation, Patch
+from vitspec.testing.catalogue.entries import CATALOGUE, GROUPS
 
 _WIDTH = 100
 
@@ -63,7 +64,7 @@ def _entries() -> Iterator[str]:
         for d in entries:
             yield f"### {d.name}\n"
             yield _wrapped(f"*{', '.join(_labels(d))}.* {_sentence(d.description)} {d.effect}")
-            yield _wrapped(f"Seen: {_linked('; '.join(d.seen))}.")
+            yield _wrapped(_linked(_seen(d)))
             yield f"```diff\n{_diff(d)}\n```\n"
 
 
@@ -76,6 +77,11 @@ def _labels(d: Deviation) -> list[str]:
     if d.derivatives is not None and d.specs:
         labels.append("derivatives follow")
     return labels
+
+
+def _seen(d: Deviation) -> str:
+    seen = "; ".join(d.seen)
+    return _sentence(seen if seen.startswith("not seen") else f"Seen: {seen}")
 
 
 def _sentence(text: str) -> str:
@@ -106,7 +112,3 @@ def _lines(text: str) -> list[str]:
     # The first line of a patch starts in the middle of a line: only the others are indented.
     first, _, rest = text.partition("\n")
     return [first, *dedent(rest).splitlines()] if rest else [first]
-
-
-if __name__ == "__main__":
-    print(catalogue_markdown(), end="")
