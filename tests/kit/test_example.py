@@ -42,9 +42,9 @@ def build(tmp_path_factory):
         if old:
             assert text.count(old) == 1, f"the passage to replace is not there once: {old}"
             vit.write_text(text.replace(old, new))
-        built = run("cargo", "build", "--release", "--offline", "--target-dir", target, cwd=source)
+        built = run("cargo", "build", "--offline", "--target-dir", target, cwd=source)
         assert built.returncode == 0, built.stderr
-        return shutil.copy(target / "release" / "vit-vectors", source / "vit-vectors")
+        return shutil.copy(target / "debug" / "vit-vectors", source / "vit-vectors")
 
     return compiled
 
@@ -57,7 +57,10 @@ def program(build):
 def write_case(folder, case_id, spec, config, size, inputs=None):
     """A case as `vitspec vectors export` writes it."""
     case = {"schema": "vitspec-vector/1", "id": case_id, "kind": "model", "spec": spec}
-    case |= {"config": config, "image": dict(zip(("in_channels", "height", "width"), size))}
+    case |= {
+        "config": config,
+        "image": dict(zip(("in_channels", "height", "width"), size, strict=True)),
+    }
     (folder / case_id).mkdir(parents=True)
     (folder / case_id / "case.json").write_text(json.dumps(case))
     if inputs:
@@ -81,22 +84,75 @@ def points():
     }
 
 
-@pytest.mark.parametrize(("flags", "dtype"), [([], "float32"), (["--f64"], "float64")])
-def test_every_tensor_of_random_models_conforms(program, points, tmp_path, flags, dtype):
-    for case_id, point in points.items():
-        write_point(tmp_path, case_id, point)
-    ran = run(program, tmp_path, *flags)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+@pytest.fixture(scope="module")
+def answer_key(points):
+    """The truth of each point, and its price in each precision."""
+    key = {}
     for case_id, point in points.items():
         truth = evaluate_spec(point)
-        prices = price_spec(point, truth, PRECISIONS[dtype], 6, np.random.default_rng(0))
-        found = load_file(tmp_path / case_id / "result.safetensors")
+        for dtype in ("float32", "float64"):
+            rng = np.random.default_rng(0)
+            key[case_id, dtype] = truth, price_spec(point, truth, PRECISIONS[dtype], 6, rng)
+    return key
+
+
+def failures(program, points, answer_key, folder, dtype="float32"):
+    """The tensors of all points, as "case: name", that do not conform."""
+    for case_id, point in points.items():
+        write_point(folder, case_id, point)
+    ran = run(program, folder, *(["--f64"] if dtype == "float64" else []))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    failed = []
+    for case_id in points:
+        truth, prices = answer_key[case_id, dtype]
+        found = load_file(folder / case_id / "result.safetensors")
         assert found.keys() == truth.keys()
-        for name, value in found.items():
-            assert value.dtype == dtype
-            assert value.shape == truth[name].shape
-            graded = grade(name, value, truth[name], prices[name])
-            assert graded.conforms, (case_id, point.config, graded)
+        assert {value.dtype for value in found.values()} == {np.dtype(dtype)}
+        assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in truth.items()}
+        grades = [grade(name, found[name], truth[name], prices[name]) for name in truth]
+        failed += [f"{case_id}: {g.tensor}" for g in grades if not g.conforms]
+    return failed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_tensor_of_random_models_conforms(program, points, answer_key, tmp_path, dtype):
+    assert failures(program, points, answer_key, tmp_path, dtype) == []
+
+
+MISTAKES = {
+    "the scale is missing": (
+        "R::from_count(1) / R::from_count(d.max(1)).sqrt()",
+        "R::from_count(1 + 0 * d)",
+    ),
+    "the scale is missing in the backward": (
+        "weights, &d_weights).map(|score| score * scale)",
+        "weights, &d_weights).map(|score| score * (scale / scale))",
+    ),
+    "the second residual's gradient is dropped": ("&d_residual2 + &d_from_ffn", "d_from_ffn"),
+    "the first residual's gradient is dropped": ("&d_residual1 + &d_from_mha", "d_from_mha"),
+    "the layers' gradients come last first": ("layers.reverse();", ""),
+    "the pooled gradient is not divided": (
+        "None => d_pooled[(0, j)] / token_count",
+        "None => d_pooled[(0, j)]",
+    ),
+    "padding is skipped on one side": (
+        "(j * config.stride + dj).checked_sub(config.padding)?",
+        "j * config.stride + dj",
+    ),
+    "patches are column-major": (
+        "let (i, j) = (t / out_w, t % out_w);",
+        "let out_h = config.patch_count() / out_w; let (j, i) = (t / out_h, t % out_h);",
+    ),
+    "the variance divides by D - 1": (
+        "dot(&centred, &centred) / R::from_count(row.len())",
+        "dot(&centred, &centred) / R::from_count(row.len() - 1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_caught(build, points, answer_key, tmp_path, mistake):
+    assert failures(build(*MISTAKES[mistake]), points, answer_key, tmp_path) != []
 
 
 ILL_FORMED = {

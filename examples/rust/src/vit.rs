@@ -90,7 +90,7 @@ fn attention_scale<R: Real>(d: usize) -> R {
 
 /// A = softmax(c Q K^T).
 pub fn attention_weights<R: Real>(q: &Matrix<R>, k: &Matrix<R>) -> Matrix<R> {
-    let scale = attention_scale(q.cols);
+    let scale = attention_scale::<R>(q.cols);
     softmax(&matmul(q, &k.t()).map(|score| score * scale))
 }
 
@@ -102,7 +102,7 @@ pub fn attention_backward<R: Real>(
     weights: &Matrix<R>,
     d_out: &Matrix<R>,
 ) -> (Matrix<R>, Matrix<R>, Matrix<R>) {
-    let scale = attention_scale(q.cols);
+    let scale = attention_scale::<R>(q.cols);
     let d_weights = matmul(d_out, &v.t());
     let d_v = matmul(&weights.t(), d_out);
     let d_scores = softmax_backward_from_weights(weights, &d_weights).map(|score| score * scale);
