@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 
-from vitspec.testing.results import Result
+from vitspec.testing.results import Report, Result
 from vitspec.testing.run import CASE_CHECKS, LAW_CHECKS, PERMUTATIONS, QUICK, check
 
 ALL_CHECKS = (*CASE_CHECKS, *LAW_CHECKS, *PERMUTATIONS, "ill-formed.*")
+FULL_CHECKS = ("vector.*",)
+"""Checks that need `--vitspec-full`; otherwise they are skipped."""
+
+_options: dict[str, Any] = {}
+
+
+def use_options(changed: Mapping[str, Any]) -> None:
+    """Change what the checks do; the pytest plugin calls this with its options."""
+    _options.clear()
+    _options.update(changed)
 
 
 def parametrize_with_checks(
@@ -20,14 +30,20 @@ def parametrize_with_checks(
 
     Args:
         implementations: see `vitspec.testing.implementations`.
-        expected_failures: check -> why it is known to fail.
+        expected_failures: check -> why it is known to fail; passing is then a failure.
+
+    Raises:
+        ValueError: `expected_failures` names no check.
 
     >>> from vitspec.testing.reference import SpecImplementation
     >>> @parametrize_with_checks([SpecImplementation("vit"), SpecImplementation("vit-cls")])
     ... def test_it_conforms(implementation, check):
     ...     check(implementation)
     """
+    known = (*ALL_CHECKS, *FULL_CHECKS)
     reasons = expected_failures or {}
+    if unknown := sorted(reasons.keys() - set(known)):
+        raise ValueError(f"no check is named {', '.join(unknown)}; known: {', '.join(known)}")
     cases = [
         pytest.param(
             one,
@@ -36,7 +52,7 @@ def parametrize_with_checks(
             marks=[pytest.mark.xfail(reason=reasons[name], strict=True)] if name in reasons else [],
         )
         for one in implementations
-        for name in ALL_CHECKS
+        for name in known
     ]
     return pytest.mark.parametrize(("implementation", "check"), cases)
 
@@ -46,10 +62,9 @@ def named_check(name: str) -> Callable[[Any], None]:
 
     def check_implementation(implementation: Any) -> None:
         __tracebackhide__ = True
-        report = check(implementation, SETTINGS, only=name)
-        bad = [r for r in report.results if r.status in ("failed", "errored")]
-        if bad:
-            raise AssertionError("\n".join([f"{report.name}: {report.verdict}", *map(line, bad)]))
+        if name in FULL_CHECKS and not _options.get("vectors"):
+            pytest.skip("needs --vitspec-full")
+        report = check_and_raise(implementation, {**_options, "only": name})
         if all(r.status == "skipped" for r in report.results):
             pytest.skip("; ".join({r.reason for r in report.results}) or "nothing to check")
 
@@ -57,8 +72,14 @@ def named_check(name: str) -> Callable[[Any], None]:
     return check_implementation
 
 
-SETTINGS = QUICK
-"""What the pytest plugin's options change."""
+def check_and_raise(implementation: Any, changed: Mapping[str, Any]) -> Report:
+    """Check an implementation; `AssertionError` says where it departs."""
+    __tracebackhide__ = True
+    report = check(implementation, QUICK, **changed)
+    bad = [r for r in report.results if r.status in ("failed", "errored")]
+    if bad:
+        raise AssertionError("\n".join([f"{report.name}: {report.verdict}", *map(line, bad)]))
+    return report
 
 
 def line(result: Result) -> str:

@@ -179,7 +179,8 @@ class RoundingArithmetic(NoisyArithmetic):
     def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
         """The result of an operation, rounded; in place if it is an array."""
         if ufunc is np.matmul and self.precision.products_only:
-            result = np.matmul(*(rounded(x, self.precision) for x in inputs))
+            factors = [rounded(x, self.precision).astype(x.dtype) for x in inputs]
+            result = np.matmul(*factors)
         nearest = rounded(result, self.format).astype(np.asarray(result).dtype)
         if "out" in kwargs:
             kwargs["out"][0][...] = nearest

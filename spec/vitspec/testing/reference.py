@@ -174,7 +174,7 @@ class SpecImplementation:
         """The logits, and every intermediate value."""
         zeros = np.zeros((len(images), config.num_classes), images.dtype)
         point = Point(self.spec, config, dict(params), images, zeros)
-        with planted(*self.mistakes):
+        with planted(*self.mistakes), np.errstate(all="ignore"):  # mistakes may divide by zero
             model = point.model({n: self._own(p) for n, p in params.items()})
             traces = [model.trace(self._own(image)) for image in images]
         logits = np.stack([trace.logits for trace in traces])
@@ -186,7 +186,7 @@ class SpecImplementation:
     ) -> tuple[Flat, Array]:
         """The cotangents of the parameters, summed over the batch, and of the images."""
         point = Point(self.spec, config, dict(params), images, cotangent)
-        with planted(*self.mistakes):
+        with planted(*self.mistakes), np.errstate(all="ignore"):
             found = _evaluate(point, self._own, taps=False)
         plain = {name: np.asarray(value) for name, value in found.items()}
         return {name: plain[name] for name in params}, plain["image"]
