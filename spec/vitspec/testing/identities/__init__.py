@@ -22,13 +22,14 @@ import numpy as np
 
 from vitspec.testing.identities.differentiable import directional_derivatives, laws
 from vitspec.testing.identities.evaluation import Evaluation, precision_of
-from vitspec.testing.identities.naming import NAMINGS, Naming, Stored, recognise, torch_naming
+from vitspec.testing.identities.naming import Naming, Stored, recognise
 from vitspec.testing.identities.results import (
     IdentityResult,
     Verdict,
     identities_table,
     skipped,
 )
+from vitspec.testing.identities.schemes import NAMINGS, torch_naming
 from vitspec.testing.identities.structural import structural
 from vitspec.typing import Array
 

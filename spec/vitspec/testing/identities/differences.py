@@ -10,7 +10,8 @@ is the four-point rule). Every entry of the scheme comes with an estimate of its
   looked for: (f(h) + f(-h) - 2 f(0)) / h extrapolates to the difference of the two slopes.
 
 Steps shrink until the smallest estimate is found, so kinks are avoided where that is possible, and
-reported as uncertainty where it is not.
+reported as uncertainty where it is not. Large steps over several kinks may agree by chance, so some
+smaller ones, which meet fewer, must confirm them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import NamedTuple
 FIRST_STEP = 2.0**-4
 LEVELS = 30
 COLUMNS = 6
+CONFIRMATIONS = 3
+"""How many smaller steps must not find a better value."""
 
 
 class Slope(NamedTuple):
@@ -41,32 +44,42 @@ def slope(f: Callable[[float], float], noise: float) -> Slope:
     >>> value, error = slope(math.sin, noise=2.0**-53)
     >>> abs(value - 1) <= error <= 1e-13
     True
-    >>> slope(lambda t: max(t, 0.0), noise=2.0**-53)  # undecided: 0.5, give or take 1
-    Slope(value=0.5, error=1.0000000000000142)
+    >>> value, error = slope(lambda t: max(t, 0.0), noise=2.0**-53)
+    >>> f"{value:.3f}, give or take {error:.3f}"
+    '0.500, give or take 1.000'
     """
     best = Slope(0.0, float("inf"))
     slopes: list[float] = []
     kinks: list[float] = []
+    candidates: list[Slope] = []
+    since = 0
     for level in range(LEVELS):
         h = FIRST_STEP * 2.0**-level
         rounding = 2 * noise / h
-        if rounding >= best.error:
-            break  # smaller steps only add noise
         up, down = f(h), f(-h)
         previous = slopes
         slopes = _extrapolated((up - down) / (2 * h), slopes, first_power=2)
         kinks = _extrapolated((up + down) / h, kinks, first_power=1)
+        if level:
+            confirmed = slopes[1], 4 * rounding
+            candidates = [_confirmed(candidate, *confirmed) for candidate in candidates]
         for column in range(1, len(slopes)):
             moved = max(
                 abs(slopes[column] - slopes[column - 1]),
                 abs(slopes[column] - previous[column - 1]),
             )
-            error = moved + rounding + abs(kinks[column])
-            if error < best.error:
-                best = Slope(slopes[column], error)
-        if best.error <= 4 * rounding:
+            candidates.append(Slope(slopes[column], moved + rounding + abs(kinks[column])))
+        last, best = best, min(candidates, key=lambda c: c.error, default=best)
+        since = since + 1 if best == last else 0
+        if since == CONFIRMATIONS:
             break
     return best
+
+
+def _confirmed(candidate: Slope, value: float, uncertainty: float) -> Slope:
+    """The candidate, less certain if the four-point rule at a smaller step is elsewhere."""
+    excess = abs(candidate.value - value) - uncertainty
+    return Slope(candidate.value, max(candidate.error, excess))
 
 
 def _extrapolated(value: float, previous: list[float], first_power: int) -> list[float]:

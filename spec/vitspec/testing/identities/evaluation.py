@@ -87,7 +87,8 @@ class Evaluation:
             missing = sorted(params.keys() - d_params.keys())
             extra = sorted(d_params.keys() - params.keys())
             raise AdapterError(
-                f"{self.implementation.name}: vjp: missing gradients: {missing}, unexpected: {extra}"
+                f"{self.implementation.name}: vjp: missing gradients: {missing}, "
+                f"unexpected: {extra}"
             )
         found = {n: self._checked(n, np.asarray(d_params[n]), params[n].shape) for n in params}
         return found | {"image": self._checked("image", np.asarray(d_images), images.shape)}

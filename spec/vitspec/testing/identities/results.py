@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -126,34 +126,40 @@ def judged(name: str, formula: str, found: dict[tuple[str, ...], Comparison]) ->
 
 
 def identities_table(results: Sequence[IdentityResult]) -> Table:
-    """A table of at most 80 columns: a row for each identity that fails, one for each other kind.
+    """A table of at most 80 columns.
 
-    The row of a kind shows the result nearest to its bound and how many there were.
+    Every result that fails or is undecided has a row with its tensors and the reason; of the others
+    each identity has one, with its largest residual and how many results there are. Identities that
+    do not apply share a row for each reason.
     """
     from rich.table import Table
 
     table = Table(title="Identities that need no oracle", title_justify="left", width=80)
-    table.add_column("identity", overflow="fold", ratio=4)
-    table.add_column("tensors", overflow="fold", ratio=5)
-    table.add_column("residual", justify="right", min_width=8)
-    table.add_column("bound", justify="right", min_width=7)
-    table.add_column("verdict", min_width=9)
-    for verdict in ("failed", "undecided", "passed", "skipped"):
-        chosen = [r for r in results if r.verdict == verdict]
-        for name in dict.fromkeys(r.name for r in chosen):
-            group = [r for r in chosen if r.name == name]
-            if verdict == "failed":
-                for r in sorted(group, key=lambda r: -r.ratio):
-                    table.add_row(*_cells(r, ""), style="bold red")
-            else:
-                worst = max(group, key=lambda r: r.ratio)
-                table.add_row(*_cells(worst, f" x{len(group)}" if len(group) > 1 else ""))
+    table.add_column("identity", overflow="fold", ratio=1)
+    table.add_column("n", justify="right")
+    table.add_column("residual", justify="right")
+    table.add_column("bound", justify="right")
+    table.add_column("verdict")
+    for verdict, style in (("failed", "bold red"), ("undecided", "yellow")):
+        for r in sorted((r for r in results if r.verdict == verdict), key=lambda r: -r.ratio):
+            shown = ", ".join(r.tensors[:4]) + ", ..." * (len(r.tensors) > 4)
+            text = "\n  ".join(filter(None, [r.name, shown, r.formula, r.reason]))
+            table.add_row(text, "1", *_numbers(r), verdict, style=style)
+    for name, group in _grouped([r for r in results if r.verdict == "passed"], "name"):
+        worst = max(group, key=lambda r: r.ratio)
+        table.add_row(name, str(len(group)), *_numbers(worst), "passed")
+    for reason, group in _grouped([r for r in results if r.verdict == "skipped"], "reason"):
+        names = ", ".join(dict.fromkeys(r.name for r in group))
+        table.add_row(f"{reason}: {names}", str(len(group)), "", "", "skipped", style="dim")
     return table
 
 
-def _cells(r: IdentityResult, count: str) -> tuple[str, ...]:
-    shown = ", ".join(r.tensors[:3]) + (f" and {len(r.tensors) - 3} more" * (len(r.tensors) > 3))
-    if r.verdict in ("skipped", "undecided"):
-        shown = r.reason
-    numbers = ("", "") if r.verdict == "skipped" else (f"{r.residual:.1e}", f"{r.bound:.1e}")
-    return (r.name + count, shown, *numbers, r.verdict)
+def _grouped(
+    results: Sequence[IdentityResult], key: str
+) -> Iterator[tuple[str, list[IdentityResult]]]:
+    for value in dict.fromkeys(getattr(r, key) for r in results):
+        yield value, [r for r in results if getattr(r, key) == value]
+
+
+def _numbers(r: IdentityResult) -> tuple[str, str]:
+    return (f"{r.residual:.1e}", f"{r.bound:.1e}") if r.bound else ("", "")
