@@ -84,6 +84,7 @@ def rounded(x: Array, precision: Precision) -> Array:
 class Noisy(np.ndarray):
     """An array whose arithmetic errs at random; every array computed from it is such an array."""
 
+    __array_priority__ = 1.0  # a concatenation with plain arrays is such an array too
     arithmetic: NoisyArithmetic
 
     def __array_finalize__(self, source: Any) -> None:

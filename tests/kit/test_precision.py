@@ -1,0 +1,152 @@
+"""Precisions: rounding as the formats do, noise as large as their rounding, and no larger."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitspec import ViTSpec
+from vitspec.testing.cases import Case, random_case
+from vitspec.testing.precision import (
+    PRECISIONS,
+    NoisyArithmetic,
+    Noisy,
+    RoundingArithmetic,
+    rounded,
+)
+
+FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(FLOAT32, min_size=1, max_size=20))
+def test_float16_is_rounded_as_numpy_does(values):
+    x = np.array([v for v in values if abs(v) < 65504] or [0.0])
+    assert np.array_equal(rounded(x, PRECISIONS["float16"]), x.astype(np.float16))
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=20))
+def test_float32_and_float64_are_rounded_as_numpy_does(values):
+    x = np.array(values)
+    small = x[np.abs(x) < 3e38]
+    assert np.array_equal(rounded(small, PRECISIONS["float32"]), small.astype(np.float32))
+    assert np.array_equal(rounded(x, PRECISIONS["float64"]), x)
+
+
+@given(st.lists(FLOAT32, min_size=1, max_size=20))
+def test_bfloat16_keeps_the_upper_half_of_a_float32(values):
+    x = np.array([v for v in values if 1e-30 < abs(v) < 1e38] or [1.5], np.float32)
+    bits = x.view(np.uint32)
+    even = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32)
+    assert np.array_equal(rounded(x, PRECISIONS["bfloat16"]), even.view(np.float32))
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_rounding_is_idempotent_and_within_u(name):
+    precision = PRECISIONS[name]
+    x = np.random.default_rng(0).standard_normal(1000)
+    once = rounded(x, precision).astype(np.float64)
+    assert np.array_equal(rounded(once, precision), once)
+    assert np.abs(once / x - 1).max() <= precision.u
+    assert name == "float64" or np.abs(once / x - 1).max() > precision.u / 2
+
+
+def noisy(x, name="float32", alike=False, seed=0):
+    return NoisyArithmetic(PRECISIONS[name], np.random.default_rng(seed), alike).array(x)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_an_operation_errs_by_up_to_u_and_is_not_biased(name):
+    u = 2.0**-24 if name == "tf32" else PRECISIONS[name].u
+    x = np.random.default_rng(1).uniform(1, 2, 20_000)
+    error = np.asarray(noisy(x, name) * 1.0) / x - 1
+    own = u if name == "float64" else 0  # the noise itself is rounded
+    assert np.abs(error).max() <= u * 1.01 + own
+    assert np.abs(error).max() > 0.9 * u
+    assert abs(error.mean()) < (0.3 if name == "float64" else 0.05) * u
+
+
+def test_comparisons_maxima_and_views_do_not_err():
+    x = noisy(np.random.default_rng(2).standard_normal((5, 6)))
+    plain = np.asarray(x)
+    for found, expected in (
+        (np.maximum(x, 0.0), np.maximum(plain, 0.0)),
+        (x.max(axis=-1), plain.max(axis=-1)),
+        (x.T, plain.T),
+        (-x, -plain),
+        (np.concatenate([x, x]), np.concatenate([plain, plain])),
+    ):
+        assert isinstance(found, Noisy)
+        assert np.array_equal(np.asarray(found), expected)
+    assert np.array_equal(x > 0, plain > 0)
+
+
+def test_in_place_operations_err_too():
+    x = np.random.default_rng(3).uniform(1, 2, (40, 50))
+    product = noisy(x.copy())
+    product *= 1.5
+    exponential = noisy(x.copy())
+    np.exp(exponential, out=exponential)
+    for found, expected in ((product, 1.5 * x), (exponential, np.exp(x))):
+        error = np.abs(np.asarray(found) / expected - 1)
+        assert 0.9 * 2.0**-24 < error.max() < 1.1 * 2.0**-24
+
+
+def test_a_sum_that_cancels_errs_by_what_it_sums():
+    x = np.array([[1e6, -1e6, 1.0]])
+    found = [float(noisy(x, seed=s).sum(axis=-1)[0]) for s in range(200)]
+    assert 0.05 < np.std(found) < 0.5  # u 2e6 sqrt(3) = 0.2, uniform
+    product = [float((noisy(x, seed=s) @ np.ones(3))[0]) for s in range(200)]
+    assert 0.03 < np.std(product) < 0.3
+    wide = [float(noisy(x, "bfloat16", seed=s).sum(axis=-1)[0]) for s in range(200)]
+    assert np.std(wide) < 2.0**-8  # accumulated wider: only the result is rounded
+
+
+def test_rows_that_err_alike():
+    x = np.ones((30, 4))
+    apart, alike = np.asarray(noisy(x) * 1.0), np.asarray(noisy(x, alike=True) * 1.0)
+    assert len(np.unique(apart[:, 0])) > 20
+    assert len(np.unique(alike[:, 0])) == 1
+    assert len(np.unique(alike[0])) == 4
+
+
+def test_a_constant_that_the_precision_cannot_hold_errs_alike_for_all():
+    x = np.zeros((1, 1000))
+    found = np.asarray(noisy(x) + np.float64(1 / 3))
+    shift = found.mean() / (1 / 3) - 1
+    assert 0 < abs(shift) <= 2.0**-24
+    exact = np.asarray(noisy(x) + 0.5)
+    assert abs(exact.mean() / 0.5 - 1) < 2.0**-24 / 10
+
+
+@pytest.mark.parametrize("name", ["tf32", "bfloat16", "float16"])
+def test_rounding_arithmetic_gives_numbers_of_the_precision(name):
+    case = random_case(np.random.default_rng(4), "vit")
+    precision = PRECISIONS[name]
+    arithmetic = RoundingArithmetic(precision)
+    model = case.model().map(lambda leaf: arithmetic.array(np.asarray(rounded(leaf, precision), float)))
+    image = arithmetic.array(np.asarray(rounded(case.image(), precision), float))
+    grads, d_image = model.backward(image, rounded(case.d_logits(), precision).astype(float))
+    truth, _ = case.model().backward(case.image(), case.d_logits())
+    held = precision if name != "tf32" else PRECISIONS["float32"]
+    values = [np.asarray(leaf) for leaf in grads.to_flat().values()]
+    assert all(np.array_equal(rounded(v, held), v) for v in values)
+    worst = max(
+        np.linalg.norm(v - t) / np.linalg.norm(t)
+        for v, t in zip(values, truth.to_flat().values(), strict=True)
+        if np.linalg.norm(t) > 1e-8
+    )
+    assert precision.u / 8 < worst < 1e4 * precision.u
+
+
+def test_noise_is_reproducible():
+    case = Case("vit", random_case(np.random.default_rng(0), "vit").config, 2, 9, 9, seed=1)
+    model = case.model()
+
+    def run(seed):
+        arithmetic = NoisyArithmetic(PRECISIONS["float32"], np.random.default_rng(seed))
+        flat = {n: arithmetic.array(a) for n, a in model.to_flat().items()}
+        own = ViTSpec.from_flat(case.config, flat, **case.size)
+        return np.asarray(own.forward(arithmetic.array(case.image())))
+
+    assert np.array_equal(run(5), run(5))
+    assert not np.array_equal(run(5), run(6))
