@@ -1,0 +1,135 @@
+"""Which tensors depart, and what their pattern says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from vitspec.testing.checks import CASE_RUNS
+from vitspec.testing.diagnose.diagnosis import Departure
+from vitspec.testing.diagnose.patterns import pattern
+from vitspec.testing.diagnose.points import Sample
+from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.reference import evaluate_spec, price_spec
+from vitspec.testing.tolerance import grade, worst
+
+_BACKWARD = (
+    "head.bias", "head.weights", "norm2_beta", "norm2_gamma", "ffn.b2", "ffn.w2", "ffn.b1",
+    "ffn.w1", "norm1_beta", "norm1_gamma", "mha.wo", "mha.wv", "mha.wk", "mha.wq",
+    "pos_enc.pos", "cls_token", "patch_embed.bias", "patch_embed.kernel", "image",
+)  # fmt: skip
+"""Gradients in the order in which backward gets to them; the layers' come last layer first."""
+
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+
+
+def departures(samples: Sequence[Sample]) -> list[Departure]:
+    """Every tensor that departs from the specification somewhere, in the order of computation."""
+    names = dict.fromkeys(n for s in samples for n in s.grades if not s.grades[n].conforms)
+    found = []
+    for name in sorted(names, key=lambda n: _order(n, samples)):
+        where = [s for s in samples if name in s.grades and not s.grades[name].conforms]
+        one = worst([s.grades[name] for s in where])
+        kind = "logits" if name == "logits" else "tap" if name in where[0].taps else "gradient"
+        found.append(
+            Departure(name, kind, one.error, one.bound, len(where), pattern(name, where))
+        )
+    return found
+
+
+def _order(name: str, samples: Sequence[Sample]) -> tuple[int, int, int]:
+    places = [s.taps.index(name) for s in samples if name in s.taps]
+    if places:
+        return 0, _layer_order(name), places[0]
+    if name == "logits":
+        return 1, 0, 0
+    kind = _LAYER.sub("", name)
+    if name == kind:
+        return (2, -1, 0) if kind.startswith("head.") else (4, 0, _BACKWARD.index(kind))
+    return 3, -_layer_order(name), _BACKWARD.index(kind)
+
+
+def _layer_order(tap: str) -> int:
+    layer = _LAYER.match(tap)
+    return int(layer[1]) if layer else (-1 if tap == "embedded" else 10**6)
+
+
+def hints(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
+    """What the pattern of the departures says, whether or not they have a name."""
+    tensors = {d.tensor for d in found if d.kind != "tap"}
+    gradients = tensors - {"logits"}
+    notes = []
+    if gradients and "logits" not in tensors:
+        notes.append("The logits are right and gradients are wrong: the fault is in the backward.")
+        notes += _one_place(gradients, samples)
+    if tensors == {"logits"} and len(samples[0].tensors) > 1:
+        notes.append("Only the logits are wrong: forward and vjp do not compute the same model.")
+    if "logits" not in tensors and any(d.kind == "tap" for d in found):
+        notes.append("A tap departs, but the logits do not: another value has that tap's name.")
+    notes += _only_where(samples)
+    notes += _rows(samples)
+    return notes
+
+
+def _one_place(gradients: set[str], samples: Sequence[Sample]) -> list[str]:
+    everything = {n for s in samples for n in s.tensors if n != "logits"}
+    kinds = {_LAYER.sub("", n) for n in gradients}
+    if gradients == everything - {"image"}:
+        return ["Every parameter's gradient is wrong, the images' is right: look at the batch's sum."]
+    if {n for n in everything if _LAYER.sub("", n) in kinds} == gradients and len(kinds) <= 4:
+        return [f"It is {' and '.join(sorted(kinds))} in every layer, and nothing else."]
+    layers = {m[1] for n in gradients if (m := _LAYER.match(n))}
+    if len(layers) == 1 and all(_LAYER.match(n) for n in gradients) and len(everything) > 20:
+        return [f"It is layer {layers.pop()} alone."]
+    return []
+
+
+def _only_where(samples: Sequence[Sample]) -> list[str]:
+    """What all points have in common where something departs, and no other point has."""
+    wrong = [not all(g.conforms for g in s.grades.values()) for s in samples]
+    if all(wrong) or not any(wrong):
+        return []
+    shared = [
+        oddity
+        for oddity in samples[0].oddities
+        if [s.oddities[oddity] for s in samples] == wrong
+    ]
+    text = f"It departs at {sum(wrong)} of {len(samples)} points"
+    if shared:
+        return [f"{text}, those at which {' and '.join(shared)}."]
+    return [f"{text}."]
+
+
+def _rows(samples: Sequence[Sample]) -> list[str]:
+    """Whether some images of a batch are right while others are not."""
+    right, wrong = set(), set()
+    for s in samples:
+        if len(s.point.images) > 1:
+            for i, (found, truth) in enumerate(
+                zip(s.found["logits"], s.truth["logits"], strict=True)
+            ):
+                near = s.rough_ratio("logits", found, truth) <= 1
+                (right if near else wrong).add("first" if i == 0 else "others")
+    if right == {"first"} and wrong == {"others"}:
+        return ["A batch's first image is right and the others are wrong: look at the batch axis."]
+    return []
+
+
+def looks_like_precision(samples: Sequence[Sample]) -> str | None:
+    """A coarser precision whose rounding all departures fit, if there is one.
+
+    They fit if they are within its bounds and, where they are worst, not far below its price.
+    """
+    sample = max(samples, key=lambda s: worst(list(s.grades.values())).ratio)
+    sizes = {p.name: p.u for p in PRECISIONS.values() if p.u > sample.precision.u}
+    for name in sorted(sizes, key=lambda n: sizes[n]):
+        import numpy as np
+
+        truth = evaluate_spec(sample.point)
+        rng = np.random.default_rng([sample.case.seed, 3])
+        prices = price_spec(sample.point, truth, PRECISIONS[name], CASE_RUNS // 2, rng)
+        grades = [grade(n, sample.found[n], truth[n], prices[n]) for n in sample.tensors]
+        shares = [g.error / g.price for g in grades if g.price > 0]
+        if all(g.conforms for g in grades) and max(shares) > 1 / 30:
+            return name
+    return None

@@ -1,0 +1,98 @@
+"""What a wrong tensor looks like: a multiple of the right one, a permutation, another tensor's.
+
+A pattern is a phrase that holds at every point where the tensor departs, such as "the number of
+tokens x the truth": the factor is 12 at one point and 20 at another, so only its name holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from vitspec.testing.diagnose.points import Sample
+from vitspec.typing import Array
+
+Same = Callable[[Array, Array], bool]
+
+SLACK = 4.0
+"""Bounds within which a pattern must hold: the price is that of the truth, not of the pattern."""
+
+
+def pattern(name: str, samples: Sequence[Sample]) -> str:
+    """What the tensor looks like at all of the samples, or "" if nothing simple."""
+    common: list[str] = []
+    for i, sample in enumerate(samples):
+        here = list(_patterns(name, sample))
+        common = here if i == 0 else [one for one in common if one in here]
+        if not common:
+            return ""
+    return common[0]
+
+
+def _patterns(name: str, sample: Sample) -> Iterator[str]:
+    found, truth = sample.found[name], sample.truth[name]
+    if not np.isfinite(found).all():
+        yield "not finite"
+        return
+    if not found.any():
+        yield "zero"
+        return
+    tolerance = SLACK * (4 * sample.prices[name].norm + 4 * sample.precision.u * _norm(truth))
+    tolerance /= max(_norm(truth), np.finfo(float).tiny)  # relative to the truth
+    if tolerance > 0.1:
+        return  # noise looks like anything
+
+    def same(a: Array, b: Array) -> bool:
+        return _norm(a - b) <= tolerance * max(_norm(a), _norm(b))
+
+    yield from _factors(found, truth, sample, same)
+    yield from _other_tensors(name, found, sample, same)
+    yield from _orders(found, truth, same)
+
+
+def _factors(found: Array, truth: Array, sample: Sample, same: Same) -> Iterator[str]:
+    fitted = float(np.vdot(found, truth) / np.vdot(truth, truth))
+    if not same(found, fitted * truth):
+        return
+    for label, value in _named_factors(sample.quantities).items():
+        if same(found, value * truth):
+            yield f"{label} x the truth"
+    yield f"{fitted:.4g} x the truth"
+
+
+def _named_factors(quantities: dict[str, float]) -> dict[str, float]:
+    factors = {"-1": -1.0, "2": 2.0, "1/2": 0.5}
+    for name, value in quantities.items():
+        factors |= {name: value, f"1 / {name}": 1 / value}
+    return {name: value for name, value in factors.items() if value != 1}
+
+
+def _other_tensors(name: str, found: Array, sample: Sample, same: Same) -> Iterator[str]:
+    for other in sample.tensors:
+        truth = sample.truth[other]
+        if other != name and truth.shape == found.shape and truth.size > 1:
+            if same(found, truth):
+                yield f"what {other} should be"
+            if same(found, -truth):
+                yield f"minus what {other} should be"
+
+
+def _orders(found: Array, truth: Array, same: Same) -> Iterator[str]:
+    if truth.ndim == 2 and min(truth.shape) > 1 and same(found, truth.T.reshape(truth.shape)):
+        yield "the truth transposed"
+    if truth.ndim == 2 and same(found.T.reshape(-1), truth.reshape(-1)):
+        yield "the truth transposed"
+    for axis in range(truth.ndim):
+        along = f"axis {axis}" if truth.ndim > 1 else "its axis"
+        if truth.shape[axis] > 1 and same(found, np.flip(truth, axis)):
+            yield f"the truth reversed along {along}"
+        for shift in (1, -1):
+            if truth.shape[axis] > 2 and same(found, np.roll(truth, shift, axis)):
+                yield f"the truth shifted by {shift:+d} along {along}"
+    if truth.size > 1 and same(np.sort(found.reshape(-1)), np.sort(truth.reshape(-1))):
+        yield "the truth's entries in another order"
+
+
+def _norm(x: Array) -> float:
+    return float(np.linalg.norm(x))

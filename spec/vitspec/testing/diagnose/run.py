@@ -1,0 +1,191 @@
+"""Diagnose an implementation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vitspec.config import ViTConfig
+from vitspec.testing import checks, implementations
+from vitspec.testing.cases import MODELS
+from vitspec.testing.catalogue import deviation
+from vitspec.testing.diagnose import accuracy, points
+from vitspec.testing.diagnose.diagnosis import Diagnosis, Near
+from vitspec.testing.diagnose.findings import departures, hints, looks_like_precision
+from vitspec.testing.diagnose.points import Sample
+from vitspec.testing.diagnose.search import Match, Search, same_function
+from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.tolerance import worst
+
+SHOWN = 3
+"""Deviations that are shown."""
+PAIR_SECONDS = 45.0
+"""How long pairs are tried for."""
+
+
+def diagnose(
+    implementation: Any,
+    *,
+    dtype: str | None = None,
+    seed: int = 0,
+    config: ViTConfig | None = None,
+) -> Diagnosis:
+    """Name what is wrong with an implementation.
+
+    Args:
+        implementation: see `vitspec.testing.implementations`.
+        dtype: the precision to diagnose in; None for the implementation's default.
+        seed: what parameters, images and cotangents are drawn from.
+        config: the one configuration to look at; None for several that tell mistakes apart.
+
+    Raises:
+        AdapterError: it is no implementation of a specified model, or does not work at all.
+
+    >>> from vitspec.testing.catalogue import deviation
+    >>> from vitspec.testing.reference import SpecImplementation
+    >>> mistaken = SpecImplementation("vit", mistakes=[deviation("value-weight-gets-key-gradient")])
+    >>> diagnose(mistaken).verdict
+    "It is `value-weight-gets-key-gradient`: the value weight's gradient is the key's."
+    """
+    if problems := list(implementations.interface_problems(implementation)):
+        raise implementations.AdapterError("; ".join(problems))
+    if implementation.spec not in MODELS:
+        raise implementations.AdapterError(
+            f"{implementation.name} claims to be {implementation.spec!r}; only "
+            f"{' and '.join(MODELS)} have a specification to compare with"
+        )
+    start = time.monotonic()
+    precision = implementations.precision_of(implementation, dtype)
+    checks.smoke(implementation, precision, config)
+    chosen, notes = points.cases(implementation, seed, config)
+    samples = [Sample(implementation, case, precision) for case in chosen]
+    diagnosis = Diagnosis(
+        implementation.name, implementation.version, implementation.spec, precision.name, seed,
+        points=[repr(case) for case in chosen], notes=notes,
+    )  # fmt: skip
+    if not implementations.has_vjp(implementation):
+        diagnosis.notes.append("It has no vjp: mistakes in gradients cannot be seen.")
+    if strange := sorted({name for s in samples for name in s.strange_taps}):
+        diagnosis.notes.append(
+            f"Taps that the specification does not have, or of another shape: {', '.join(strange)}."
+        )
+    diagnosis.departures = departures(samples)
+    diagnosis.first_departure = next(iter(diagnosis.departures), None)
+    graded = [s.grades[name] for s in samples for name in s.tensors]
+    diagnosis.specification = worst(graded).ratio
+    if all(g.conforms for g in graded):
+        _conforming(diagnosis, implementation, samples)
+    else:
+        _departing(diagnosis, samples)
+    diagnosis.notes += hints(diagnosis.departures, samples)
+    diagnosis.seconds = time.monotonic() - start
+    return diagnosis
+
+
+def expected_by_name(
+    implementation: Any,
+    *,
+    dtype: str | None = None,
+    seed: int = 0,
+    config: ViTConfig | None = None,
+) -> str | None:
+    """The name of the deviation that the implementation has, for comparison with a declared one.
+
+    None if it has none, or none of the catalogue. Two at once are joined by " + ". Where several
+    cannot be told apart the nearest is taken; `diagnose` lists the others.
+    """
+    return diagnose(implementation, dtype=dtype, seed=seed, config=config).name
+
+
+def _conforming(diagnosis: Diagnosis, implementation: Any, samples: Sequence[Sample]) -> None:
+    diagnosis.conforms = True
+    diagnosis.verdict = "It conforms: at none of the points does anything depart."
+    search = Search(samples)
+    unseen = sorted({c.names[0] for c in search.survivors(search.all)
+                     if search.rough(c).distance <= 1})  # fmt: skip
+    if unseen:
+        diagnosis.notes.append(
+            f"Not to be seen in {diagnosis.dtype} at these points: {', '.join(unseen)}. "
+            + _finer(implementation, diagnosis.dtype)
+        )
+    if found := accuracy.nearest(implementation, samples[-1]):
+        diagnosis.conforms = False
+        diagnosis.nearest = [found]
+        diagnosis.verdict = (
+            "On ordinary inputs nothing departs, but it is less accurate than it could be, as "
+            f"with `{found.name}`: {found.description}."
+        )
+
+
+def _departing(diagnosis: Diagnosis, samples: Sequence[Sample]) -> None:
+    search = Search(samples, PAIR_SECONDS)
+    matches = search.matches(search.all)
+    if not matches and (precision := looks_like_precision(samples)):
+        diagnosis.notes.append(
+            f"All errors are within those of {precision} arithmetic: is that what the matrix "
+            "products, or some part, compute in?"
+        )
+    elif not matches:
+        matches = search.pairs()
+    if matches:
+        diagnosis.nearest = _merged(matches, samples)
+        first = diagnosis.nearest[0]
+        kind = "It is" if len(first.names) == 1 else "It is two mistakes at once:"
+        named = " and ".join(f"`{name}`" for name in first.names)
+        diagnosis.verdict = f"{kind} {named}: {first.description}."
+        if first.same:
+            diagnosis.verdict += f" Or it is one of {', '.join(first.same)}."
+            if samples[0].precision.u > PRECISIONS["float32"].u:
+                diagnosis.notes.append(
+                    f"These are not distinguishable in {diagnosis.dtype}: rerun in float32."
+                )
+    else:
+        logits = {c.names for c in search.forward_matches(search.all) if c.in_the_forward}
+        if logits and not search.samples_have_right_logits():
+            diagnosis.verdict = "Its logits are those of {}; its gradients are of nothing known."
+            names = " or ".join(sorted(f"`{name}`" for (name,) in logits))
+            diagnosis.verdict = diagnosis.verdict.format(names)
+        else:
+            diagnosis.verdict = "It is no known deviation, nor two of them at once."
+        if any("arithmetic" in note for note in diagnosis.notes):
+            diagnosis.verdict = "It is no known deviation; its errors are those of less precision."
+    if search.out_of_time:
+        diagnosis.notes.append(f"Not all pairs were tried in {PAIR_SECONDS:g} s.")
+    besides = {name for near in diagnosis.nearest for name in (*near.names, *near.same)}
+    diagnosis.nearest += [_near(m) for m in search.nearest(SHOWN, tuple(besides))]
+
+
+def _finer(implementation: Any, dtype: str) -> str:
+    finer = [d for d in implementations.dtypes_of(implementation)
+             if PRECISIONS[d].u < PRECISIONS[dtype].u]  # fmt: skip
+    return f"Rerun with --dtype {finer[-1]}." if finer else "Rerun in float32, if it can."
+
+
+def _merged(matches: Sequence[Match], samples: Sequence[Sample]) -> list[Near]:
+    """The first match, with the others as its equals."""
+    first, *others = matches
+    name = " + ".join(first.candidate.names)
+    equals = []
+    for other in others:
+        other_name = " + ".join(sorted(other.candidate.names, key=first.candidate.names.count))
+        if set(other.candidate.names) != set(first.candidate.names) and other_name not in equals:
+            same = same_function(first.candidate, other.candidate, samples)
+            equals.append(other_name + (" (the same function here)" if same else ""))
+    return [replace(_near(first), name=name, same=tuple(dict.fromkeys(equals)))]
+
+
+def _near(match: Match) -> Near:
+    deviations = match.candidate.deviations
+    styles = {"by hand" if d.derivatives else "automatic" for d in deviations
+              if deviation(d.name).derivatives}  # fmt: skip
+    return Near(
+        name=" + ".join(match.candidate.names),
+        description="; ".join(d.description for d in deviations),
+        distance=match.distance,
+        agreeing=match.agreeing,
+        compared=match.compared,
+        matches=match.matches,
+        derivatives=styles.pop() if len(styles) == 1 else "",
+    )

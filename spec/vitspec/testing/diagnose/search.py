@@ -1,0 +1,321 @@
+"""The catalogue's deviations, alone and in pairs, against what an implementation computes.
+
+Planting a deviation and evaluating the specification takes milliseconds, so all are tried. Each is
+dropped at the first point and the first tensors where it is far from the implementation; those that
+are left are graded like an implementation is, with the deviating specification as the truth and a
+price of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jaxtyping
+import numpy as np
+
+from vitspec.testing.catalogue import CATALOGUE, Deviation, planted
+from vitspec.testing.checks import CASE_RUNS
+from vitspec.testing.diagnose.points import Sample
+from vitspec.testing.reference import evaluate_spec, price_spec
+from vitspec.testing.tolerance import grade
+
+DROP = 64.0
+"""A rough ratio beyond which a deviation is out: rough prices are not wrong by so much."""
+CLOSE = 4.0
+"""A rough ratio up to which a deviation deserves a price of its own beside one that matches."""
+AT_MOST = 8
+"""Deviations that are graded with prices of their own."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Deviations that the implementation may have: one, or two at once."""
+
+    deviations: tuple[Deviation, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(d.name for d in self.deviations)
+
+    @property
+    def in_the_forward(self) -> tuple[str, ...]:
+        """Those of them that can change the logits."""
+        return tuple(d.name for d in self.deviations if changes_logits(d))
+
+    def and_also(self, other: Candidate) -> Candidate:
+        """Both at once."""
+        return Candidate(self.deviations + other.deviations)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How near a candidate is.
+
+    Attributes:
+        candidate: what was planted.
+        distance: the worst error over its bound, of all tensors at all points.
+        typical: the geometric mean of the same, each counted as 1 at least.
+        agreeing: tensors within their bounds, counted at each point.
+        compared: all tensors, counted at each point.
+        exact: whether the deviation's own price was used; else the specification's.
+    """
+
+    candidate: Candidate
+    distance: float
+    typical: float
+    agreeing: int
+    compared: int
+    exact: bool
+
+    @property
+    def matches(self) -> bool:
+        """Whether the implementation equals it, up to rounding, everywhere."""
+        return self.exact and self.distance <= 1
+
+    @property
+    def order(self) -> tuple[bool, float, float]:
+        """What matches first, then what is nearest in most tensors."""
+        return not self.matches, self.typical, self.distance
+
+
+def changes_logits(deviation: Deviation) -> bool:
+    """Whether it sits in the forward."""
+    return deviation.kind in ("forward", "both")
+
+
+def candidates(spec: str, with_gradients: bool = True) -> list[Candidate]:
+    """Every deviation that can show in a model.
+
+    A mistaken forward may come with the derivatives of the right one, written by hand, or with its
+    own, by automatic differentiation: these are two candidates of one name.
+    """
+    found = []
+    for deviation in CATALOGUE:
+        if not deviation.visible_in_model or spec not in deviation.specs:
+            continue
+        if with_gradients or changes_logits(deviation):
+            found.append(Candidate((deviation,)))
+        if with_gradients and deviation.derivatives:
+            own = deviation.differentiated()
+            assert own is not None
+            found.append(Candidate((own,)))
+    return found
+
+
+@contextmanager
+def mistaken(candidate: Candidate) -> Iterator[None]:
+    """The specification with the candidate's deviations; shapes are not checked, and 1/0 is inf."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)  # three quarters of the time
+    try:
+        with planted(*candidate.deviations), np.errstate(all="ignore"):
+            yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+class Search:
+    """The distances of candidates from an implementation, at its samples.
+
+    Args:
+        samples: where the implementation has been evaluated; the first decides most.
+        seconds: after which no more pairs are tried.
+    """
+
+    def __init__(self, samples: Sequence[Sample], seconds: float = 60.0) -> None:
+        self.samples, self.deadline = samples, time.monotonic() + seconds
+        self.with_gradients = len(samples[0].tensors) > 1
+        self.all = candidates(samples[0].case.spec, self.with_gradients)
+        self.out_of_time = False
+        self._logits: dict[tuple[tuple[str, ...], int], float] = {}
+        self._ratios: dict[tuple[Candidate, int], dict[str, float]] = {}
+
+    # ---- one candidate ---------------------------------------------------------------------
+
+    def logits_ratio(self, candidate: Candidate, i: int) -> float:
+        """How far the logits are at sample i, image by image up to the first that is far."""
+        key = tuple(sorted(candidate.in_the_forward)), i
+        if key not in self._logits:
+            self._logits[key] = self._logits_ratio(candidate, self.samples[i])
+        return self._logits[key]
+
+    def _logits_ratio(self, candidate: Candidate, sample: Sample) -> float:
+        if not candidate.in_the_forward:
+            return sample.rough_ratio("logits", sample.found["logits"], sample.truth["logits"])
+        worst = 0.0
+        try:
+            with mistaken(candidate):
+                model = sample.point.model(
+                    {n: p.astype(np.float64) for n, p in sample.point.params.items()}
+                )
+                for image, found in zip(sample.point.images, sample.found["logits"], strict=True):
+                    logits = model.trace(image.astype(np.float64)).logits
+                    worst = max(worst, sample.rough_ratio("logits", found, logits))
+                    if worst > DROP:
+                        break
+        except Exception:  # a mistake, or two that exclude each other, need not give a model
+            return np.inf
+        return worst
+
+    def ratios(self, candidate: Candidate, i: int) -> dict[str, float]:
+        """How far every tensor is at sample i, roughly."""
+        if (candidate, i) not in self._ratios:
+            sample = self.samples[i]
+            try:
+                with mistaken(candidate):
+                    deviating = evaluate_spec(sample.point)
+                ratios = {
+                    n: sample.rough_ratio(n, sample.found[n], deviating[n]) for n in sample.tensors
+                }
+            except Exception:  # as above
+                ratios = dict.fromkeys(sample.tensors, np.inf)
+            self._ratios[candidate, i] = ratios
+        return self._ratios[candidate, i]
+
+    def rough(self, candidate: Candidate) -> Match:
+        """The candidate by rough prices, at all samples."""
+        ratios = [r for i in range(len(self.samples)) for r in self.ratios(candidate, i).values()]
+        return _match(candidate, ratios, exact=False)
+
+    def exact(self, candidate: Candidate) -> Match:
+        """The candidate graded as the truth, by a price of its own."""
+        ratios = []
+        for sample in self.samples:
+            rng = np.random.default_rng([sample.case.seed, 3])
+            try:
+                with mistaken(candidate):
+                    truth = evaluate_spec(sample.point)
+                    truth = {name: truth[name] for name in sample.tensors}
+                    prices = price_spec(sample.point, truth, sample.precision, CASE_RUNS, rng)
+            except Exception:  # as above
+                return _match(candidate, [np.inf], exact=True)
+            for n in sample.tensors:
+                ratios.append(grade(n, sample.found[n], truth[n], prices[n]).ratio)
+        return _match(candidate, ratios, exact=True)
+
+    # ---- all of them -----------------------------------------------------------------------
+
+    def survivors(self, some: Iterable[Candidate]) -> list[Candidate]:
+        """Those that are nowhere far from the implementation, the nearest first."""
+        alive = [c for c in some if not self._late(c) and self._is_near(c)]
+        return sorted(alive, key=lambda c: self.rough(c).order)
+
+    def _is_near(self, candidate: Candidate) -> bool:
+        for i in range(len(self.samples)):
+            if self.logits_ratio(candidate, i) > DROP:
+                return False
+            if self.with_gradients and max(self.ratios(candidate, i).values()) > DROP:
+                return False
+        return True
+
+    def matches(self, some: Iterable[Candidate]) -> list[Match]:
+        """Those that equal the implementation up to rounding, the nearest first."""
+        found: list[Match] = []
+        for candidate in self.survivors(some)[:AT_MOST]:
+            if not any(m.matches for m in found) or self.rough(candidate).distance <= CLOSE:
+                found.append(self.exact(candidate))
+        return sorted((m for m in found if m.matches), key=lambda m: m.order)
+
+    def nearest(self, count: int, besides: Sequence[str] = ()) -> list[Match]:
+        """The nearest single deviations, one for each name, whether they match or not."""
+        rest = [c for c in self.all if c.names[0] not in besides]
+        logits = {c: self.logits_ratio(c, 0) for c in rest}
+        rest.sort(key=lambda c: logits[c])
+        near = [c for c in rest if logits[c] <= DROP] or rest[: 3 * count]
+        near.sort(key=lambda c: _match(c, self.ratios(c, 0).values(), exact=False).order)
+        by_name: dict[str, Match] = {}
+        for match in sorted((self.rough(c) for c in near[: 2 * count]), key=lambda m: m.order):
+            by_name.setdefault(match.candidate.names[0], match)
+        return list(by_name.values())[:count]
+
+    def forward_matches(self, some: Iterable[Candidate]) -> list[Candidate]:
+        """Those whose logits are the implementation's, whatever the gradients."""
+        places = range(len(self.samples))
+        return [c for c in some if all(self.logits_ratio(c, i) <= CLOSE for i in places)]
+
+    # ---- two at once -----------------------------------------------------------------------
+
+    def pairs(self) -> list[Match]:
+        """Pairs that equal the implementation up to rounding.
+
+        The logits tell which mistakes the forward has: none, one, or two. Only what goes with these
+        is evaluated with its gradients.
+        """
+        forward = [c for c in self.all if c.in_the_forward]
+        backward = [c for c in self.all if not c.in_the_forward]
+        if self.samples_have_right_logits():
+            likely, others = self._by_explained(itertools.combinations(backward, 2))
+            return self.matches(likely) or self.matches(others)
+        single = self.forward_matches(forward)
+        found = self.matches(a.and_also(b) for a in single for b in backward)
+        if found or single:
+            return found
+        return self.matches(self.forward_pairs())
+
+    def samples_have_right_logits(self) -> bool:
+        """Whether the implementation's forward is the specification's."""
+        return all(sample.grades["logits"].conforms for sample in self.samples)
+
+    def forward_pairs(self) -> list[Candidate]:
+        """Pairs whose logits are the implementation's, by hand and by automatic derivatives."""
+        styles: dict[str, list[Candidate]] = {}
+        for candidate in self.all:
+            if candidate.in_the_forward:
+                styles.setdefault(candidate.names[0], []).append(candidate)
+        fitting = []
+        for a, b in itertools.combinations(styles.values(), 2):
+            both = a[0].and_also(b[0])
+            if not self._late(both) and self.logits_ratio(both, 0) <= DROP:
+                fitting.append(both)
+                if len(a) + len(b) > 2:
+                    fitting += [a[-1].and_also(b[-1])]
+        return fitting
+
+    def _by_explained(
+        self, pairs: Iterable[tuple[Candidate, Candidate]]
+    ) -> tuple[list[Candidate], list[Candidate]]:
+        """Pairs of which one or the other explains each tensor at the first sample; the others."""
+        explains = {
+            c: {n for n, r in self.ratios(c, 0).items() if r <= DROP}
+            for c in self.all
+            if not c.in_the_forward
+        }
+        everything = set(self.samples[0].tensors)
+        likely, others = [], []
+        for a, b in pairs:
+            (likely if explains[a] | explains[b] == everything else others).append(a.and_also(b))
+        return likely, others
+
+    def _late(self, candidate: Candidate) -> bool:
+        """Whether it is too late to try a pair; single deviations always are tried."""
+        if len(candidate.deviations) > 1 and time.monotonic() > self.deadline:
+            self.out_of_time = True
+        return self.out_of_time and len(candidate.deviations) > 1
+
+
+def _match(candidate: Candidate, ratios: Iterable[float], exact: bool) -> Match:
+    values = np.array(list(ratios))
+    typical = float(np.exp(np.mean(np.log(np.maximum(values, 1.0)))))
+    return Match(
+        candidate, float(values.max()), typical, int((values <= 1).sum()), len(values), exact
+    )
+
+
+def same_function(a: Candidate, b: Candidate, samples: Sequence[Sample]) -> bool:
+    """Whether two candidates are one function at all samples, in float64, up to its rounding."""
+    for sample in samples:
+        with mistaken(a):
+            of_a: dict[str, Any] = evaluate_spec(sample.point)
+        with mistaken(b):
+            of_b = evaluate_spec(sample.point)
+        for name in sample.tensors:
+            size = max(float(np.linalg.norm(of_a[name])), float(np.linalg.norm(sample.truth[name])))
+            if np.linalg.norm(of_a[name] - of_b[name]) > 1e-12 * size:
+                return False
+    return True

@@ -1,0 +1,103 @@
+"""The table that shows how many deviations of the catalogue are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from vitspec.testing.catalogue import CATALOGUE, Deviation
+from vitspec.testing.diagnose.run import diagnose
+from vitspec.testing.reference import SpecImplementation
+
+
+@dataclass(frozen=True)
+class DiagnosisRow:
+    """One deviation, planted and diagnosed.
+
+    Attributes:
+        name: what was planted.
+        automatic: whether with the derivatives of the mistaken forward.
+        spec, dtype: in which model, in which precision.
+        named: what the diagnosis named first, or None.
+        same: what it could not tell from that.
+        distance: from the deviation that was named.
+        gap: the distance of the nearest one that does not match.
+        seconds: how long it took.
+    """
+
+    name: str
+    automatic: bool
+    spec: str
+    dtype: str
+    named: str | None
+    same: tuple[str, ...]
+    distance: float
+    gap: float
+    seconds: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the planted deviation was named first, or is the same function as that."""
+        return self.name == self.named or f"{self.name} (the same function here)" in self.same
+
+
+def diagnosis_table(
+    dtypes: Sequence[str] = ("float32", "float64"), names: Iterable[str] | None = None
+) -> list[DiagnosisRow]:
+    """Plant every deviation that shows in a model, in each precision, and diagnose it.
+
+    Args:
+        dtypes: the precisions.
+        names: the deviations; None for all.
+    """
+    chosen = [d for d in CATALOGUE if d.specs and d.kind != "jvp"]
+    if names is not None:
+        wanted = set(names)
+        chosen = [d for d in chosen if d.name in wanted]
+    return [row for dtype in dtypes for d in chosen for row in _rows(d, dtype)]
+
+
+def _rows(deviation: Deviation, dtype: str) -> list[DiagnosisRow]:
+    variants = [(deviation, False)]
+    if deviation.derivatives:
+        own = deviation.differentiated()
+        assert own is not None
+        variants.append((own, True))
+    return [
+        _row(variant, automatic, spec, dtype)
+        for variant, automatic in variants
+        for spec in deviation.specs
+    ]
+
+
+def _row(deviation: Deviation, automatic: bool, spec: str, dtype: str) -> DiagnosisRow:
+    found = diagnose(SpecImplementation(spec, dtype, [deviation]), dtype=dtype)
+    first = found.nearest[0] if found.name else None
+    return DiagnosisRow(
+        deviation.name, automatic, spec, dtype, found.name, first.same if first else (),
+        first.distance if first else float("nan"), found.gap, found.seconds,
+    )  # fmt: skip
+
+
+def rows_table(rows: Sequence[DiagnosisRow]) -> Table:
+    """How many are named first in each precision, and each that is not."""
+    table = Table(box=box.SIMPLE_HEAD, width=80, pad_edge=False)
+    for heading in ("dtype", "planted", "named first", "largest distance", "smallest gap", "s each"):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right")
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        own = [row for row in rows if row.dtype == dtype]
+        right = [row for row in own if row.right]
+        table.add_row(
+            dtype, str(len(own)), f"{len(right)} ({len(right) / len(own):.1%})",
+            f"{max((r.distance for r in right), default=0):.2f}",
+            f"{min((r.gap for r in right), default=0):.1e}",
+            f"{sum(r.seconds for r in own) / len(own):.1f}",
+        )  # fmt: skip
+        for row in own:
+            if not row.right:
+                how = ", automatic" if row.automatic else ""
+                table.add_row("", f"{row.name}{how}, {row.spec}", row.named or "not named")
+    return table

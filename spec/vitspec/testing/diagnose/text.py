@@ -1,0 +1,82 @@
+"""A diagnosis for people, within 80 columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from vitspec.testing.diagnose.diagnosis import Departure, Diagnosis, Near
+
+WIDTH = 80
+TENSORS_SHOWN = 12
+
+
+def diagnosis_tables(diagnosis: Diagnosis) -> list[Any]:
+    """The diagnosis as what rich prints; colours only say again what the words say."""
+    d = diagnosis
+    head = Text(f"{d.implementation} {d.version} as {d.spec}, {d.dtype}, seed {d.seed}: ")
+    head.append(f"looked at {len(d.points)} points in {d.seconds:.1f} s", style="dim")
+    parts: list[Any] = [head, Text(d.verdict, style="bold green" if d.conforms else "bold red")]
+    if d.nearest:
+        parts.append(_nearest_table(d))
+    if d.departures:
+        first = d.departures[0]
+        parts.append(Text(f"First to depart: {_shown(first)}", style="bold"))
+        parts.append(_departures_table(d))
+    parts += [Text(note) for note in d.notes]
+    if d.name and not d.conforms:
+        parts.append(Text(f"See docs/catalogue.md on {' and '.join(d.nearest[0].names)}."))
+    return parts
+
+
+def _table(*headings: tuple[str, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False)
+    for heading, justify in headings:
+        table.add_column(
+            heading, justify="right" if justify == "right" else "left", overflow="fold",
+            no_wrap=justify == "right",
+        )  # fmt: skip
+    return table
+
+
+def _nearest_table(d: Diagnosis) -> Table:
+    table = _table(("nearest deviations", ""), ("distance", "right"), ("tensors that agree", "right"))
+    for near in d.nearest:
+        table.add_row(_name(near), _number(near.distance), f"{near.agreeing} of {near.compared}",
+                      style="bold" if near.matches else "")  # fmt: skip
+    if not d.conforms and d.specification > 1:
+        table.add_row("(none: the specification)", _number(d.specification), "", style="dim")
+    return table
+
+
+def _name(near: Near) -> Text:
+    text = Text(near.name)
+    if near.derivatives:
+        text.append(f", derivatives {near.derivatives}", style="dim")
+    return text
+
+
+def _departures_table(d: Diagnosis) -> Table:
+    table = _table(
+        ("departs", ""), ("error", "right"), ("bound", "right"), ("points", "right"), ("it is", "")
+    )
+    for one in d.departures[:TENSORS_SHOWN]:
+        table.add_row(
+            _shown(one), f"{one.error:.1e}", f"{one.bound:.1e}", f"{one.points} of {len(d.points)}",
+            one.pattern,
+        )  # fmt: skip
+    if (more := len(d.departures) - TENSORS_SHOWN) > 0:
+        table.add_row(f"... and {more} more", "", "", "", "", style="dim")
+    return table
+
+
+def _shown(departure: Departure) -> str:
+    name = departure.tensor.replace("encoder.layers.", "layers.")
+    return f"d {name}" if departure.kind == "gradient" else name
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0e}"
