@@ -55,7 +55,7 @@ def graded(check: str, place: str, grades: Iterable[Grade], point: str = "") -> 
     return Result(check, place, "passed" if passed else "failed", grades, point=point)
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What was checked of one implementation, and how it went.
 
@@ -79,6 +79,18 @@ class Report:
     unmatched: list[str] = field(default_factory=list)
     output: str = ""
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        """One line, which pytest shows where an assertion about the report fails."""
+        from vitspec.testing.report.rows import summary
+
+        return f"<Report: {summary(self)}>"
+
+    def __str__(self) -> str:
+        """The verdict, and the first failures with the commands that reproduce them."""
+        from vitspec.testing.report.rows import explain
+
+        return explain(self)
 
     def sort(self) -> None:
         """Put the results in the order of their places and checks, whichever came first."""

@@ -1,0 +1,60 @@
+"""The timings of `vitspec bench`: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+import vitspec
+from vitspec.testing.bench import Timing
+from vitspec.testing.results import environment
+
+
+def bench_tables(timings: Sequence[Timing]) -> list[Table]:
+    """The passes against their ceiling, and where the forward's time goes."""
+    passes = Table(title="ViT-Base/16, 3 x 224 x 224, one image", title_justify="left")
+    passes.add_column("pass")
+    headings = (
+        "ms",
+        "kernel ms",
+        "useful GFLOP",
+        "GFLOP/s",
+        "ceiling GFLOP/s",
+        "fraction",
+        "peak MB",
+    )
+    for heading in headings:
+        passes.add_column(heading, justify="right")
+    parts = Table(title="where the forward's time goes, in ms", title_justify="left")
+    parts.add_column("precision")
+    for name in timings[0].parts:
+        parts.add_column(name, justify="right")
+    for timing in timings:
+        for one in timing.passes:
+            passes.add_row(
+                f"{one.name} {timing.dtype}",
+                f"{one.seconds * 1e3:.0f}",
+                f"{one.kernel_seconds * 1e3:.0f}",
+                f"{one.gflop:.1f}",
+                f"{one.gflop / one.seconds:.0f}",
+                f"{one.gflop / one.ceiling_seconds:.0f}",
+                f"{one.fraction:.2f}",
+                f"{timing.peak_bytes / 1e6:.0f}",
+            )
+        parts.add_row(timing.dtype, *[f"{s * 1e3:.1f}" for s in timing.parts.values()])
+    return [passes, parts]
+
+
+def bench_json(timings: Sequence[Timing]) -> dict[str, Any]:
+    """The timings as JSON-serialisable data."""
+    return {
+        "schema": "vitspec-bench/1",
+        "vitspec": vitspec.__version__,
+        "environment": environment(),
+        "timings": [
+            asdict(t) | {"fractions": {one.name: one.fraction for one in t.passes}} for t in timings
+        ],
+    }

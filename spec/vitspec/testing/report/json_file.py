@@ -1,0 +1,90 @@
+"""A report as JSON, "vitspec-report/1"; `report.schema.json` beside this file describes it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import vitspec
+from vitspec.testing.report.rows import looks_like, summary
+from vitspec.testing.results import Report, Result, environment
+from vitspec.testing.tolerance import Grade
+
+SCHEMA = "vitspec-report/1"
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what `to_json` gives."""
+    text = files("vitspec.testing.report").joinpath("report.schema.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def to_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """Reports as JSON-serialisable data; an infinite number is the string "inf"."""
+    return {
+        "schema": SCHEMA,
+        "vitspec": vitspec.__version__,
+        "environment": environment(),
+        "conforms": bool(reports) and all(report.conforms for report in reports),
+        "implementations": [_report(report) for report in reports],
+    }
+
+
+def _report(report: Report) -> dict[str, Any]:
+    return {
+        "target": _text(report.target),
+        "name": _text(report.name),
+        "version": _text(report.version),
+        "spec": report.spec,
+        "dtype": report.dtype,
+        "seed": report.seed,
+        "seconds": round(report.seconds, 3),
+        "exit_code": report.exit_code,
+        "conforms": report.conforms,
+        "verdict": report.verdict,
+        "summary": summary(report),
+        "hint": looks_like(report),
+        "count": dict(report.count()),
+        "unmatched": [_text(glob) for glob in report.unmatched],
+        "output": _text(report.output),
+        "results": [_result(report, result) for result in report.results],
+    }
+
+
+def _result(report: Report, result: Result) -> dict[str, Any]:
+    return {
+        "check": _text(result.check),
+        "place": _text(result.place),
+        "status": result.status,
+        "reason": _text(result.reason),
+        "point": _text(result.point),
+        "reproduce": _text(report.reproduce(result)),
+        "grades": [_grade(g) for g in result.grades],
+    }
+
+
+def _grade(g: Grade) -> dict[str, Any]:
+    return {
+        "tensor": _text(g.tensor),
+        "metric": g.metric,
+        "error": _number(g.error),
+        "price": _number(g.price),
+        "bound": _number(g.bound),
+        "ratio": _number(g.ratio),
+        "cancelled": g.cancelled,
+        "conforms": g.conforms,
+    }
+
+
+def _number(x: float) -> float | str:
+    return float(x) if math.isfinite(x) else str(float(x))
+
+
+def _text(text: str) -> str:
+    """Lone surrogates, which no strict JSON parser takes, written as Python would."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

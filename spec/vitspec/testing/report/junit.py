@@ -1,0 +1,74 @@
+"""A report as JUnit XML: a test case for each result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree as ET
+
+from vitspec.testing.report.rows import TENSORS, departs, described, summary, worst_tensors
+from vitspec.testing.report.text import printable, ratio
+from vitspec.testing.results import Report, Result
+
+
+def to_junit(reports: Sequence[Report]) -> str:
+    """The reports as one XML document: a suite for each implementation."""
+    root = ET.Element("testsuites", name="vitspec")
+    for report in reports:
+        _suite(root, report)
+    for key in ("tests", "failures", "errors", "skipped"):
+        root.set(key, str(sum(int(suite.get(key, "0")) for suite in root)))
+    ET.indent(root, " ")
+    text = ET.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+
+
+def _suite(root: ET.Element, report: Report) -> None:
+    count = report.count()
+    suite = ET.SubElement(
+        root,
+        "testsuite",
+        name=printable(f"vitspec.{report.name}"),
+        tests=str(len(report.results) + len(report.unmatched)),
+        failures=str(count["failed"] + count["xpassed"] + len(report.unmatched)),
+        errors=str(count["errored"]),
+        skipped=str(count["skipped"] + count["xfailed"]),
+        time=f"{report.seconds:.3f}",
+    )
+    properties = ET.SubElement(suite, "properties")
+    for name in ("target", "version", "spec", "dtype", "seed", "verdict"):
+        value = printable(str(getattr(report, name)))
+        ET.SubElement(properties, "property", name=name, value=value)
+    for result in report.results:
+        _case(suite, report, result)
+    for glob in report.unmatched:
+        case = _named(suite, report, f"declared deviation {glob}")
+        message = printable(f"declared, but nothing is named so: {glob}")
+        ET.SubElement(case, "failure", message=message, type="unmatched")
+    if report.output:
+        ET.SubElement(suite, "system-out").text = printable(report.output, keep="\n\t")
+    ET.SubElement(suite, "system-err").text = summary(report)
+
+
+def _named(suite: ET.Element, report: Report, name: str) -> ET.Element:
+    classname = printable(f"vitspec.{report.name}.{report.dtype}")
+    return ET.SubElement(suite, "testcase", classname=classname, name=printable(name), time="0")
+
+
+def _case(suite: ET.Element, report: Report, result: Result) -> None:
+    case = _named(suite, report, f"{result.check} [{result.place or 'all'}]")
+    reason = printable(result.reason)
+    if result.status in ("skipped", "xfailed"):
+        ET.SubElement(case, "skipped", message=reason or result.status)
+    if result.status not in ("failed", "xpassed", "errored"):
+        return
+    kind = "error" if result.status == "errored" else "failure"
+    g = result.worst
+    if not reason and g is not None:
+        reason = printable(f"{g.tensor}: {ratio(g.ratio)} x its bound")
+    node = ET.SubElement(case, kind, message=reason or departs(result), type=result.status)
+    lines = [departs(result), reason, result.point]
+    lines += [described(g) for g in worst_tensors(result)]
+    if (more := len(result.failures) - TENSORS) > 0:
+        lines.append(f"and {more} more tensors")
+    lines.append(f"reproduce: {report.reproduce(result)}")
+    node.text = "\n".join(printable(line) for line in lines if line)
