@@ -142,6 +142,7 @@ def test_every_extent_of_an_image_is_drawn(spec, patch, stride, padding):
 
 
 @given(case=cases(degenerate=True))
+@settings(max_examples=50)
 def test_cases_run(case):
     model, image = case.model(), case.image()
     grads, d_image = model.backward(image, case.d_logits())
@@ -152,6 +153,7 @@ def test_cases_run(case):
 
 @pytest.mark.parametrize("spec", SPECS)
 @given(data=st.data())
+@settings(max_examples=40)
 def test_points_are_of_one_model(spec, data):
     point = data.draw(points(spec, max_batch=2, max_layers=1, values=None))
     B, *size = point.images.shape
@@ -186,6 +188,7 @@ def test_ill_formed_configs_break_the_rule_asked_for_and_no_other(rule, data):
 
 @pytest.mark.parametrize("spec", [None, *SPECS])
 @given(data=st.data())
+@settings(max_examples=50)
 def test_ill_formed_configs_break_exactly_the_rules_that_they_name(spec, data):
     ill = data.draw(ill_formed_configs(spec=spec))
     assert ill.labels == labels_of(ill)
@@ -199,7 +202,7 @@ def test_ill_formed_configs_break_every_rule_alone_and_several_at_once():
 
 
 def test_not_a_natural_number_comes_in_every_form_and_place():
-    found = drawn(ill_formed_configs("nat"), 500)
+    found = drawn(ill_formed_configs("nat"), 300)
     bad = [
         (name, value)
         for ill in found
@@ -340,17 +343,17 @@ def test_constant_rows_are_constant_where_a_layer_norm_sees_them():
 def test_the_drawn_cases_reach_every_edge_of_both_models():
     found = Counter(
         f"{case.spec}, {edge}"
-        for case in drawn(cases(degenerate=True), 1000)
+        for case in drawn(cases(degenerate=True), 600)
         for edge in edges_of(case)
     )
-    missing = [name for name in EDGE_CASES if found[name] < 5]
+    missing = [name for name in EDGE_CASES if found[name] < 3]
     assert not missing
 
 
 def test_edge_cases_draws_all_of_them_with_fresh_numbers():
-    found = drawn(edge_cases(), 500)
+    found = drawn(edge_cases(), 300)
     assert {replace(case, seed=0) for case in found} == set(EDGE_CASES.values())
-    assert len({case.seed for case in found}) > 100
+    assert len({case.seed for case in found}) > 50
     assert {case.spec for case in drawn(edge_cases("vit-cls"), 50)} == {"vit-cls"}
 
 
@@ -446,7 +449,7 @@ def test_a_configuration_shrinks_to_the_smallest_with_a_property(changes, condit
         (
             {"patch_h": 2, "padding": 1},
             (1, 1, 1),
-            lambda c, size: 0 < size[1] < c.patch_h and c.padding,
+            lambda c, size: 0 < size[1] < c.patch_h and c.padding == 1,
         ),
         ({}, (3, 1, 1), lambda c, size: size[0] == 3),
     ],
