@@ -38,7 +38,7 @@ CATEGORIES: dict[Category, str] = {
 
 KINK_MARGIN = 32 * PRECISIONS["bfloat16"].u
 """How far the input of every ReLU is from 0. Beyond a kink the derivative is another one, so
-rounding must not carry an input across it in any precision; this is 32 roundings of the coarsest."""
+rounding must not carry an input across it in any precision: this is 32 roundings of bfloat16."""
 
 ALL = tuple(PRECISIONS)
 WITHOUT_FLOAT16 = tuple(name for name in ALL if name != "float16")
@@ -467,7 +467,7 @@ _LAYERS = (
         "basic", "feed-forward", "wider inside", "feed_forward", _ffn_shapes(5, 6, 11), (5, 6)
     ),
     _conv("conv2d", "overlapping windows, padding, nothing square", (2, 5, 6), (4, 3, 2), 2, 1),
-    _conv("conv2d-left-over", "steps beyond the window, and a remainder", (3, 7, 9), (4, 2, 3), 4, 0),
+    _conv("conv2d-left-over", "steps beyond the window, a remainder", (3, 7, 9), (4, 2, 3), 4, 0),
     LayerPlan(
         "basic", "positional-encoding", "an addition: the gradient goes to both terms",
         "positional_encoding", {"x": (5, 6), "pos": (5, 6)}, (5, 6),
@@ -487,11 +487,11 @@ _ILL_FORMED = (
     _ill_formed("patch-height-zero", "patches without rows", "patchH_ne0", patch_h=0),
     _ill_formed("patch-width-zero", "patches without columns", "patchW_ne0", patch_w=0),
     _ill_formed("embed-dim-zero", "tokens without features", "embedDim_pos", embed_dim=0),
-    _ill_formed("hidden-dim-zero", "a hidden layer without features", "hiddenDim_pos", hidden_dim=0),
+    _ill_formed("hidden-dim-zero", "no hidden features", "hiddenDim_pos", hidden_dim=0),
     _ill_formed("no-heads", "no attention heads", "headCount_pos", head_count=0),
     _ill_formed("no-classes", "no logits", "numClasses_ne0", num_classes=0),
     _ill_formed("no-channels", "an image without channels", "h_inC", image=(0, 8, 8)),
-    _ill_formed("no-token", "mean pooling, but no patch fits into the image", "h_tok", image=(3, 3, 8)),
+    _ill_formed("no-token", "mean pooling, but no patch fits", "h_tok", image=(3, 3, 8)),
     _ill_formed("stride-zero", "mean pooling, but stride 0 gives no patches", "h_tok", stride=0),
     _ill_formed("negative", "a negative number", "nat", padding=-1),
     _ill_formed("fraction", "a number that is not an integer", "nat", "vit-cls", embed_dim=7.5),
