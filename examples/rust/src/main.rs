@@ -4,6 +4,7 @@
 
 mod config;
 mod json;
+mod layers;
 mod matrix;
 mod parameters;
 mod safetensors;
@@ -90,35 +91,53 @@ fn cases(folder: &Path) -> Result<Vec<PathBuf>, String> {
 }
 
 fn answer<R: Real>(folder: &Path) -> Result<Answer, String> {
-    let text = fs::read_to_string(folder.join("case.json"))
-        .map_err(|error| format!("case.json: {error}"))?;
-    let case = Json::parse(&text).map_err(|problem| format!("case.json: {problem}"))?;
+    let case = read(folder, "case.json")?;
+    let case = std::str::from_utf8(&case).map_err(|_| "case.json: not UTF-8")?;
+    let case = Json::parse(case).map_err(|problem| format!("case.json: {problem}"))?;
     if case.get("schema").as_str() != Some("vitspec-vector/1") {
         return Err("case.json: expected schema vitspec-vector/1".into());
     }
-    if case.get("kind").as_str() == Some("layer") {
-        return Ok(Answer::Skip("a single layer".into()));
+    for old in ["result.safetensors", "rejected.txt"] {
+        let _ = fs::remove_file(folder.join(old));
     }
-    let cls = match case.get("spec").as_str() {
-        Some("vit") => false,
-        Some("vit-cls") => true,
-        other => return Ok(Answer::Skip(format!("spec {other:?}"))),
+    let inputs = || {
+        safetensors::parse::<R>(&read(folder, "inputs.safetensors")?)
+            .map_err(|problem| format!("inputs.safetensors: {problem}"))
     };
-    let _ = fs::remove_file(folder.join("result.safetensors"));
-    let _ = fs::remove_file(folder.join("rejected.txt"));
-    match Config::new(cls, case.get("config"), case.get("image")) {
-        Ok(config) => {
-            let results =
-                evaluate::<R>(&config, safetensors::read(&folder.join("inputs.safetensors"))?)?;
-            safetensors::write(&folder.join("result.safetensors"), &results)?;
-            Ok(Answer::Result { tensors: results.len() })
+    let results = if let Some(layer) = case.get("layer").as_str() {
+        let head_count = case.get("settings").get("head_count").as_size().unwrap_or(0);
+        match layers::evaluate(layer, head_count, inputs()?)? {
+            Some(results) => results,
+            None => return Ok(Answer::Skip(format!("{layer} is not in this program"))),
         }
-        Err(why) => {
-            fs::write(folder.join("rejected.txt"), format!("{why}\n"))
-                .map_err(|error| format!("rejected.txt: {error}"))?;
-            Ok(Answer::Rejection(why))
+    } else {
+        let cls = match case.get("spec").as_str() {
+            Some("vit") => false,
+            Some("vit-cls") => true,
+            _ => return Ok(Answer::Skip(format!("{} is not in this program", case.get("spec")))),
+        };
+        match Config::new(cls, case.get("config"), case.get("image")) {
+            Ok(config) => evaluate(&config, inputs()?)?,
+            Err(why) => {
+                write(folder, "rejected.txt", format!("{why}\n").as_bytes())?;
+                return Ok(Answer::Rejection(why));
+            }
         }
-    }
+    };
+    write(folder, "result.safetensors", &safetensors::dump(&results))?;
+    Ok(Answer::Result { tensors: results.len() })
+}
+
+fn read(folder: &Path, name: &str) -> Result<Vec<u8>, String> {
+    fs::read(folder.join(name)).map_err(|error| format!("{name}: {error}"))
+}
+
+/// Write a file all or nothing: under another name first.
+fn write(folder: &Path, name: &str, content: &[u8]) -> Result<(), String> {
+    let partial = folder.join(format!("{name}.partial"));
+    fs::write(&partial, content)
+        .and_then(|()| fs::rename(&partial, folder.join(name)))
+        .map_err(|error| format!("{name}: {error}"))
 }
 
 /// Logits and gradients at a batch of images; parameters' gradients are summed over the batch.
@@ -137,7 +156,16 @@ fn evaluate<R: Real>(config: &Config, mut inputs: Tensors<R>) -> Result<Tensors<
         ));
     }
     let shapes = config.parameter_shapes();
-    let parameters = Parameters::from_flat(matrices(inputs, &shapes)?, config.num_layers);
+    let mut flat = Flat::new();
+    for (name, shape) in &shapes {
+        let tensor = inputs.remove(name).ok_or(format!("inputs: no {name}"))?;
+        check_shape(name, &tensor, shape)?;
+        flat.insert(name.clone(), tensor.into_matrix());
+    }
+    if let Some(name) = inputs.keys().next() {
+        return Err(format!("inputs: unexpected {name}"));
+    }
+    let parameters = Parameters::from_flat(&mut flat, config.num_layers);
 
     let mut summed = Tensors::new();
     let (mut logits, mut d_images) = (Vec::new(), Vec::new());
@@ -166,28 +194,6 @@ fn evaluate<R: Real>(config: &Config, mut inputs: Tensors<R>) -> Result<Tensors<
     summed.insert("logits".into(), Tensor { shape: vec![batch, config.num_classes], data: logits });
     summed.insert("image".into(), Tensor { shape: image_shape, data: d_images });
     Ok(summed)
-}
-
-/// The parameters as matrices; the first axis of a matrix or a kernel is its rows.
-fn matrices<R: Real>(
-    mut tensors: Tensors<R>,
-    shapes: &[(String, Vec<usize>)],
-) -> Result<Flat<R>, String> {
-    let mut flat = Flat::new();
-    for (name, shape) in shapes {
-        let tensor = tensors.remove(name).ok_or(format!("inputs: no {name}"))?;
-        check_shape(name, &tensor, shape)?;
-        let (rows, cols) = match shape.as_slice() {
-            [length] => (1, *length),
-            [rows, others @ ..] => (*rows, others.iter().product()),
-            [] => (1, 1),
-        };
-        flat.insert(name.clone(), Matrix { rows, cols, data: tensor.data });
-    }
-    match tensors.keys().next() {
-        Some(name) => Err(format!("inputs: unexpected {name}")),
-        None => Ok(flat),
-    }
 }
 
 fn check_shape<R>(name: &str, tensor: &Tensor<R>, expected: &[usize]) -> Result<(), String> {

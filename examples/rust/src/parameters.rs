@@ -1,21 +1,44 @@
-//! The parameters as records. Gradients are records of the same types.
+//! The parameters as records, from and to flat names. Gradients are records of the same types.
 
 use std::collections::BTreeMap;
 
 use crate::matrix::Matrix;
 
-/// Matrices by flat name.
+/// Matrices by flat name. Vectors are matrices of one row.
 pub type Flat<R> = BTreeMap<String, Matrix<R>>;
 
-/// Vectors are matrices of one row. The kernel (D, C, ph, pw) is a matrix (D, C ph pw).
-pub struct Parameters<R> {
-    pub kernel: Matrix<R>,
-    pub bias: Matrix<R>,
-    /// Only for `ViTClsSpec`.
-    pub cls_token: Option<Matrix<R>>,
-    pub pos: Matrix<R>,
-    pub layers: Vec<EncoderLayer<R>>,
-    pub head: Linear<R>,
+/// A record of matrices whose names in a file are those of its fields, below a prefix.
+macro_rules! record {
+    ($(#[$doc:meta])* $record:ident: $($field:ident)*) => {
+        $(#[$doc])*
+        pub struct $record<R> {
+            $(pub $field: Matrix<R>),*
+        }
+
+        impl<R> $record<R> {
+            pub fn from_flat(flat: &mut Flat<R>, prefix: &str) -> Self {
+                Self { $($field: take(flat, &format!("{prefix}{}", stringify!($field)))),* }
+            }
+
+            pub fn into_flat(self, prefix: &str) -> Flat<R> {
+                Flat::from([$((format!("{prefix}{}", stringify!($field)), self.$field)),*])
+            }
+        }
+    };
+}
+
+record! {
+    /// The kernel (D, C, ph, pw) is a matrix (D, C ph pw).
+    PatchEmbedding: kernel bias
+}
+record! { MultiHeadAttention: wq wk wv wo }
+record! { FeedForward: w1 w2 b1 b2 }
+record! { LayerNorm: gamma beta }
+record! { Linear: weights bias }
+
+/// The matrix of a name. Names are checked before, so one that is missing is this program's mistake.
+pub fn take<R>(flat: &mut Flat<R>, name: &str) -> Matrix<R> {
+    flat.remove(name).unwrap_or_else(|| panic!("no matrix {name}"))
 }
 
 pub struct EncoderLayer<R> {
@@ -25,92 +48,56 @@ pub struct EncoderLayer<R> {
     pub norm2: LayerNorm<R>,
 }
 
-pub struct MultiHeadAttention<R> {
-    pub wq: Matrix<R>,
-    pub wk: Matrix<R>,
-    pub wv: Matrix<R>,
-    pub wo: Matrix<R>,
-}
-
-pub struct FeedForward<R> {
-    pub w1: Matrix<R>,
-    pub w2: Matrix<R>,
-    pub b1: Matrix<R>,
-    pub b2: Matrix<R>,
-}
-
-pub struct LayerNorm<R> {
-    pub gamma: Matrix<R>,
-    pub beta: Matrix<R>,
-}
-
-pub struct Linear<R> {
-    pub weights: Matrix<R>,
-    pub bias: Matrix<R>,
-}
-
-impl<R> Parameters<R> {
-    /// The records made of the flat matrices, which are all there.
-    pub fn from_flat(mut flat: Flat<R>, num_layers: usize) -> Self {
-        let mut take =
-            |name: &str| flat.remove(name).unwrap_or_else(|| panic!("no parameter {name}"));
-        let mut layer = |i: usize| {
-            let mut take = |name: &str| take(&format!("encoder.layers.{i}.{name}"));
-            EncoderLayer {
-                mha: MultiHeadAttention {
-                    wq: take("mha.wq"),
-                    wk: take("mha.wk"),
-                    wv: take("mha.wv"),
-                    wo: take("mha.wo"),
-                },
-                ffn: FeedForward {
-                    w1: take("ffn.w1"),
-                    w2: take("ffn.w2"),
-                    b1: take("ffn.b1"),
-                    b2: take("ffn.b2"),
-                },
-                norm1: LayerNorm { gamma: take("norm1_gamma"), beta: take("norm1_beta") },
-                norm2: LayerNorm { gamma: take("norm2_gamma"), beta: take("norm2_beta") },
-            }
-        };
-        Parameters {
-            layers: (0..num_layers).map(&mut layer).collect(),
-            kernel: take("patch_embed.kernel"),
-            bias: take("patch_embed.bias"),
-            pos: take("pos_enc.pos"),
-            head: Linear { weights: take("head.weights"), bias: take("head.bias") },
-            cls_token: flat.remove("cls_token"),
+impl<R> EncoderLayer<R> {
+    pub fn from_flat(flat: &mut Flat<R>, prefix: &str) -> Self {
+        EncoderLayer {
+            mha: MultiHeadAttention::from_flat(flat, &format!("{prefix}mha.")),
+            ffn: FeedForward::from_flat(flat, &format!("{prefix}ffn.")),
+            norm1: LayerNorm::from_flat(flat, &format!("{prefix}norm1_")),
+            norm2: LayerNorm::from_flat(flat, &format!("{prefix}norm2_")),
         }
     }
 
-    /// The inverse of `from_flat`.
-    pub fn into_flat(self) -> Flat<R> {
-        let mut flat = Flat::from([
-            ("patch_embed.kernel".to_string(), self.kernel),
-            ("patch_embed.bias".to_string(), self.bias),
-            ("pos_enc.pos".to_string(), self.pos),
-            ("head.weights".to_string(), self.head.weights),
-            ("head.bias".to_string(), self.head.bias),
-        ]);
-        flat.extend(self.cls_token.map(|token| ("cls_token".to_string(), token)));
-        for (i, layer) in self.layers.into_iter().enumerate() {
-            for (name, matrix) in [
-                ("mha.wq", layer.mha.wq),
-                ("mha.wk", layer.mha.wk),
-                ("mha.wv", layer.mha.wv),
-                ("mha.wo", layer.mha.wo),
-                ("ffn.w1", layer.ffn.w1),
-                ("ffn.w2", layer.ffn.w2),
-                ("ffn.b1", layer.ffn.b1),
-                ("ffn.b2", layer.ffn.b2),
-                ("norm1_gamma", layer.norm1.gamma),
-                ("norm1_beta", layer.norm1.beta),
-                ("norm2_gamma", layer.norm2.gamma),
-                ("norm2_beta", layer.norm2.beta),
-            ] {
-                flat.insert(format!("encoder.layers.{i}.{name}"), matrix);
-            }
+    pub fn into_flat(self, prefix: &str) -> Flat<R> {
+        let mut flat = self.mha.into_flat(&format!("{prefix}mha."));
+        flat.extend(self.ffn.into_flat(&format!("{prefix}ffn.")));
+        flat.extend(self.norm1.into_flat(&format!("{prefix}norm1_")));
+        flat.extend(self.norm2.into_flat(&format!("{prefix}norm2_")));
+        flat
+    }
+}
+
+/// All parameters of a model.
+pub struct Parameters<R> {
+    pub patch_embed: PatchEmbedding<R>,
+    /// Only for `ViTClsSpec`.
+    pub cls_token: Option<Matrix<R>>,
+    pub pos: Matrix<R>,
+    pub layers: Vec<EncoderLayer<R>>,
+    pub head: Linear<R>,
+}
+
+impl<R> Parameters<R> {
+    pub fn from_flat(flat: &mut Flat<R>, num_layers: usize) -> Self {
+        Parameters {
+            layers: (0..num_layers)
+                .map(|i| EncoderLayer::from_flat(flat, &format!("encoder.layers.{i}.")))
+                .collect(),
+            patch_embed: PatchEmbedding::from_flat(flat, "patch_embed."),
+            cls_token: flat.remove("cls_token"),
+            pos: take(flat, "pos_enc.pos"),
+            head: Linear::from_flat(flat, "head."),
         }
+    }
+
+    pub fn into_flat(self) -> Flat<R> {
+        let mut flat = self.patch_embed.into_flat("patch_embed.");
+        flat.extend(self.cls_token.map(|token| ("cls_token".to_string(), token)));
+        flat.insert("pos_enc.pos".to_string(), self.pos);
+        for (i, layer) in self.layers.into_iter().enumerate() {
+            flat.extend(layer.into_flat(&format!("encoder.layers.{i}.")));
+        }
+        flat.extend(self.head.into_flat("head."));
         flat
     }
 }

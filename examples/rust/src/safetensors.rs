@@ -3,10 +3,9 @@
 //! Nothing in a file is believed before it is checked: a header may promise any size and any offset.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use crate::json::Json;
-use crate::matrix::Real;
+use crate::matrix::{Matrix, Real};
 
 /// Numbers with a shape, as they lie in a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,16 +14,22 @@ pub struct Tensor<R> {
     pub data: Vec<R>,
 }
 
+impl<R> Tensor<R> {
+    /// The numbers in rows: the first axis is the rows, all others are columns; a vector is a row.
+    pub fn into_matrix(self) -> Matrix<R> {
+        let (rows, cols) = match self.shape[..] {
+            [rows, ref others @ ..] if !others.is_empty() => (rows, others.iter().product()),
+            _ => (1, self.data.len()),
+        };
+        Matrix { rows, cols, data: self.data }
+    }
+}
+
 /// Tensors by name.
 pub type Tensors<R> = BTreeMap<String, Tensor<R>>;
 
-/// Read a file of float32 tensors.
-pub fn read<R: Real>(path: &Path) -> Result<Tensors<R>, String> {
-    let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    parse(&bytes).map_err(|problem| format!("{}: {problem}", path.display()))
-}
-
-fn parse<R: Real>(bytes: &[u8]) -> Result<Tensors<R>, String> {
+/// The tensors of a file of float32 tensors.
+pub fn parse<R: Real>(bytes: &[u8]) -> Result<Tensors<R>, String> {
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or("shorter than 8 bytes")?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
     if length > rest.len() {
@@ -85,8 +90,8 @@ fn tensor<R: Real>(entry: &Json, data: &[u8]) -> Result<(Tensor<R>, (usize, usiz
     Ok((Tensor { shape, data: numbers.map(R::from_f32).collect() }, (*begin, *end)))
 }
 
-/// Write tensors in their own precision; names need no escape in JSON.
-pub fn write<R: Real>(path: &Path, tensors: &Tensors<R>) -> Result<(), String> {
+/// The bytes of a file of tensors in their own precision; names need no escape in JSON.
+pub fn dump<R: Real>(tensors: &Tensors<R>) -> Vec<u8> {
     let (mut entries, mut data) = (Vec::new(), Vec::new());
     for (name, tensor) in tensors {
         let begin = data.len();
@@ -105,7 +110,7 @@ pub fn write<R: Real>(path: &Path, tensors: &Tensors<R>) -> Result<(), String> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
     bytes.extend(data);
-    std::fs::write(path, bytes).map_err(|error| format!("{}: {error}", path.display()))
+    bytes
 }
 
 #[cfg(test)]
@@ -123,11 +128,7 @@ mod tests {
             ("empty".to_string(), Tensor { shape: vec![3, 0], data: vec![] }),
             ("scalar".to_string(), Tensor { shape: vec![], data: vec![0.25] }),
         ]);
-        let path =
-            std::env::temp_dir().join(format!("vit-vectors-{}.safetensors", std::process::id()));
-        write(&path, &tensors).unwrap();
-        assert_eq!(read::<f32>(&path).unwrap(), tensors);
-        std::fs::remove_file(path).unwrap();
+        assert_eq!(parse::<f32>(&dump(&tensors)).unwrap(), tensors);
     }
 
     #[test]

@@ -300,7 +300,7 @@ pub fn forward_and_backward<R: Real>(
 ) -> (Matrix<R>, Parameters<R>, Vec<R>) {
     // Forward.
     let windows = window_rows(config, image);
-    let tokens = matmul(&windows, &p.kernel.t()).plus_row(&p.bias); // (T, D)
+    let tokens = matmul(&windows, &p.patch_embed.kernel.t()).plus_row(&p.patch_embed.bias); // (T, D)
     let cls_rows = usize::from(p.cls_token.is_some());
     let n = tokens.rows + cls_rows;
     let sequence = Matrix::from_fn(n, tokens.cols, |i, j| match &p.cls_token {
@@ -337,10 +337,12 @@ pub fn forward_and_backward<R: Real>(
     layers.reverse(); // the first layer's gradients come first
     let d_embedded = d_encoded;
     let d_tokens = d_embedded.rows_from(cls_rows, tokens.rows);
-    let d_image = window_rows_backward(config, &matmul(&d_tokens, &p.kernel));
+    let d_image = window_rows_backward(config, &matmul(&d_tokens, &p.patch_embed.kernel));
     let grads = Parameters {
-        kernel: matmul(&d_tokens.t(), &windows),
-        bias: d_tokens.sum_of_rows(),
+        patch_embed: PatchEmbedding {
+            kernel: matmul(&d_tokens.t(), &windows),
+            bias: d_tokens.sum_of_rows(),
+        },
         cls_token: p.cls_token.as_ref().map(|_| d_embedded.rows_from(0, 1)),
         pos: d_embedded,
         layers,
