@@ -39,11 +39,9 @@ from vitspec.testing.vectors import format as files
 from vitspec.testing.vectors.format import VectorError
 from vitspec.testing.vectors.layers import evaluate_layer
 from vitspec.testing.vectors.plan import PLAN, IllFormedPlan, LayerPlan, ModelPlan
+from vitspec.testing.vectors.schema import CASE, CASE_SCHEMA, INDEX
 from vitspec.typing import Array
 
-SCHEMA = "vitspec-vector/1"
-INDEX_SCHEMA = "vitspec-vector-index/1"
-SCHEMA_FILE = Path(__file__).with_name("case.schema.json")
 BITS = 256
 ZERO = 2.0**-100
 """A ball around 0 that is this much smaller than the case's largest number is 0: terms cancel."""
@@ -52,7 +50,6 @@ RUNS = 12
 ROUNDING = 2.0**-40
 """Of the case's largest number: a mistake that changes less changes nothing but roundings."""
 LARGEST_MARGIN = 1e6
-SMALLEST_MARGIN = 0.01
 KILLS = 10
 """A case claims a deviation that is this many times over its bound in float32."""
 
@@ -65,6 +62,7 @@ class Built:
 
     def __init__(self, plan: WellFormed) -> None:
         self.plan = plan
+        self._noises: dict[str, list[dict[str, Sizes]]] = {}
 
     @cached_property
     def inputs(self) -> Flat:
@@ -96,28 +94,31 @@ class Built:
         return {dtype: self._price(PRECISIONS[dtype]) for dtype in self.plan.dtypes}
 
     def _price(self, precision: Precision) -> dict[str, Price]:
-        err_like = PRECISIONS["float32"] if precision.name == "float64" else precision
-        smaller = precision.u / err_like.u
-        seed = [*self.plan.id.encode(), *err_like.name.encode()]
-        rng = np.random.default_rng(seed)
-        noise: dict[str, list[Sizes]] = {name: [] for name in self.truth}
-        for run in range(RUNS):
-            arithmetic = NoisyArithmetic(err_like, rng, alike=run % 2 == 1)
-            found = self.evaluate(arithmetic.array)
-            for name, value in self.truth.items():
-                found_sizes = distances(np.asarray(found[name]), value)
-                noise[name].append(_times(found_sizes, smaller))
-        return {
-            name: _frozen(Price.of(sizes(value), noise[name], precision.u))
-            for name, value in self.truth.items()
-        }
+        err_like = "float32" if precision.name == "float64" else precision.name
+        smaller = precision.u / PRECISIONS[err_like].u
+        prices = {}
+        for name, value in self.truth.items():
+            noise = [_times(run[name], smaller) for run in self._noise(err_like)]
+            prices[name] = _frozen(Price.of(sizes(value), noise, precision.u))
+        return prices
+
+    def _noise(self, dtype: str) -> list[dict[str, Sizes]]:
+        """The distances of runs that err from the truth."""
+        if dtype not in self._noises:
+            rng = np.random.default_rng([*self.plan.id.encode(), *dtype.encode()])
+            self._noises[dtype] = runs = []
+            for run in range(RUNS):
+                arithmetic = NoisyArithmetic(PRECISIONS[dtype], rng, alike=run % 2 == 1)
+                found = self.evaluate(arithmetic.array)
+                runs.append({n: distances(np.asarray(found[n]), v) for n, v in self.truth.items()})
+        return self._noises[dtype]
 
     def margins(self, deviations: Sequence[Deviation]) -> dict[str, dict[str, float]]:
         """By precision and deviation: how many times over the bound the mistaken outputs are."""
         found: dict[str, dict[str, float]] = {dtype: {} for dtype in self.plan.dtypes}
         for deviation in deviations:
             for dtype, outputs in self._mistaken(deviation):
-                if margin := self._margin(outputs, dtype):
+                if (margin := self._margin(outputs, dtype)) > 1:
                     found[dtype][deviation.name] = margin
         return found
 
@@ -160,18 +161,18 @@ class Built:
         return self.truth[name] + difference
 
     def _margin(self, outputs: Flat, dtype: str) -> float:
-        ratio = max(
+        ratios = [
             grade(name, outputs[name], value, self.prices[dtype][name]).ratio
             for name, value in self.truth.items()
-        )
-        margin = round_to_digits(min(ratio, LARGEST_MARGIN), ROUND_FLOOR)
-        return margin if margin >= SMALLEST_MARGIN else 0.0
+            if outputs[name] is not value
+        ]
+        return round_to_digits(min(max(ratios, default=0.0), LARGEST_MARGIN), ROUND_FLOOR)
 
     def files(self, deviations: Sequence[Deviation] = CATALOGUE) -> dict[str, bytes]:
         """The case's files by name."""
         plan, margins = self.plan, self.margins(deviations)
         case = {
-            "schema": SCHEMA,
+            "schema": CASE,
             "id": plan.id,
             "category": plan.category,
             "description": plan.description,
@@ -202,7 +203,7 @@ class Built:
 
 def _ill_formed_files(plan: IllFormedPlan) -> dict[str, bytes]:
     case = {
-        "schema": SCHEMA,
+        "schema": CASE,
         "id": plan.id,
         "category": plan.category,
         "kind": "model",
@@ -339,14 +340,14 @@ def build(
 
 def _all_files(step: Callable[[int, int, str], None] | None, workers: int) -> dict[str, bytes]:
     ids = [plan.id for plan in PLAN]
-    made = {SCHEMA_FILE.name: files.read_file(SCHEMA_FILE)}
+    made = {"case.schema.json": files.dump_json(CASE_SCHEMA)}
     with _processes(workers) as pool:
         for done, (case_id, case) in enumerate(zip(ids, pool.map(build_case, ids), strict=True)):
             made |= {f"{case_id}/{name}": content for name, content in case.items()}
             if step:
                 step(done + 1, len(ids), case_id)
     index = {
-        "schema": INDEX_SCHEMA,
+        "schema": INDEX,
         "cases": ids,
         "files": {
             name: {"size": len(content), "sha256": files.sha256(content)}
