@@ -73,7 +73,6 @@ def test_comparisons_maxima_and_views_do_not_err():
         (x.max(axis=-1), plain.max(axis=-1)),
         (x.T, plain.T),
         (-x, -plain),
-        (np.concatenate([x, x]), np.concatenate([plain, plain])),
     ):
         assert isinstance(found, Noisy)
         assert np.array_equal(np.asarray(found), expected)
@@ -123,13 +122,13 @@ def test_rounding_arithmetic_gives_numbers_of_the_precision(name):
     case = random_case(np.random.default_rng(4), "vit")
     precision = PRECISIONS[name]
     arithmetic = RoundingArithmetic(precision)
-    model = case.model().map(lambda leaf: arithmetic.array(np.asarray(rounded(leaf, precision), float)))
-    image = arithmetic.array(np.asarray(rounded(case.image(), precision), float))
-    grads, d_image = model.backward(image, rounded(case.d_logits(), precision).astype(float))
+    held = lambda x: arithmetic.array(rounded(x, precision).astype(float))  # noqa: E731
+    model = case.model().map(held)
+    grads, _ = model.backward(held(case.image()), held(case.d_logits()))
     truth, _ = case.model().backward(case.image(), case.d_logits())
-    held = precision if name != "tf32" else PRECISIONS["float32"]
+    own = precision if name != "tf32" else PRECISIONS["float32"]
     values = [np.asarray(leaf) for leaf in grads.to_flat().values()]
-    assert all(np.array_equal(rounded(v, held), v) for v in values)
+    assert all(np.array_equal(rounded(v, own), v) for v in values)
     worst = max(
         np.linalg.norm(v - t) / np.linalg.norm(t)
         for v, t in zip(values, truth.to_flat().values(), strict=True)

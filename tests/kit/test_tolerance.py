@@ -119,7 +119,9 @@ def test_what_is_not_finite_does_not_conform(bad):
 def test_an_empty_tensor_conforms():
     truth = np.zeros((0, 4))
     assert grade("x", truth, truth, price(truth, truth)).ratio == 0
-    assert grade("x", np.zeros((3, 0)), np.zeros((3, 0)), price(np.zeros((3, 0)), np.zeros((3, 0)))).conforms
+    assert grade(
+        "x", np.zeros((3, 0)), np.zeros((3, 0)), price(np.zeros((3, 0)), np.zeros((3, 0)))
+    ).conforms
 
 
 def test_the_price_is_the_worst_of_the_runs():

@@ -12,6 +12,7 @@ from vitspec.commands.common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from vitspec.config import ViTConfig
     from vitspec.testing.results import Report
     from vitspec.testing.run import Job, Settings
 
@@ -159,7 +160,7 @@ def _single_jobs(case: int | None, law: int | None, vector: str | None) -> tuple
     return tuple(jobs) or None
 
 
-def _config(text: str | None) -> object | None:
+def _config(text: str | None) -> ViTConfig | None:
     if text is None:
         return None
     from vitspec.errors import NotWellFormed

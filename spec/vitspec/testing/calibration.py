@@ -14,11 +14,12 @@ import numpy as np
 from rich.table import Table
 
 from vitspec.testing.cases import MODELS, random_case
-from vitspec.testing.catalogue import CATALOGUE, planted
-from vitspec.testing.checks import case_trial
+from vitspec.testing.catalogue import CATALOGUE, Deviation, planted
+from vitspec.testing.checks import Trial, case_trial
+from vitspec.testing.implementations import AdapterError
 from vitspec.testing.precision import PRECISIONS
-from vitspec.testing.reference import SpecImplementation
-from vitspec.testing.tolerance import PRICE_FACTOR, ROUNDING_FACTOR
+from vitspec.testing.reference import Flat, SpecImplementation
+from vitspec.testing.tolerance import PRICE_FACTOR, ROUNDING_FACTOR, grade
 from vitspec.testing.variants import VARIANTS
 
 Step = Callable[[int, int, str], None]
@@ -35,7 +36,7 @@ class Figures:
         comparisons: tensors of correct variants that were graded.
         rejected: those that were rejected; none may be.
         worst: the largest error / bound of each correct variant.
-        margins: the largest error / bound of each planted mistake, over a few cases.
+        margins: the largest error / bound of each form of a planted mistake, over a few cases.
     """
 
     dtype: str
@@ -81,11 +82,6 @@ def measure(
     return all_figures
 
 
-def gradable() -> list[Any]:
-    """The deviations that a model's logits and gradients can show in every precision."""
-    return [d for d in CATALOGUE if d.visible_in_model]
-
-
 def _grade_variants(figures: Figures, seed: int) -> None:
     precision = PRECISIONS[figures.dtype]
     spec = list(MODELS)[seed % 2]
@@ -93,7 +89,7 @@ def _grade_variants(figures: Figures, seed: int) -> None:
     case = random_case(np.random.default_rng([seed, 20]), spec)
     base = case_trial(implementation, precision, case)
     for variant in VARIANTS:
-        with planted(variant):  # type: ignore[arg-type]
+        with planted(variant):
             found = base.evaluate(base.point)
         ratios = [_ratio(base, found, name) for name in base.truth]
         figures.comparisons += len(ratios)
@@ -106,16 +102,28 @@ def _grade_mistakes(figures: Figures, seed: int) -> None:
     for spec in MODELS:
         case = random_case(np.random.default_rng([seed, 21]), spec)
         base = case_trial(SpecImplementation(spec, figures.dtype), precision, case)
-        for mistake in gradable():
+        for form, mistake in forms():
             if spec in mistake.specs:
                 found = _evaluate_with(base, spec, figures.dtype, mistake)
                 ratio = max(_ratio(base, found, n) for n in base.truth) if found else np.inf
-                figures.margins[mistake.name] = max(figures.margins.get(mistake.name, 0), ratio)
+                figures.margins[form] = max(figures.margins.get(form, 0.0), ratio)
 
 
-def _evaluate_with(base: Any, spec: str, dtype: str, mistake: Any) -> Any:
-    from vitspec.testing.implementations import AdapterError
+def forms() -> Iterator[tuple[str, Deviation]]:
+    """The deviations that models show, each as it stands and as automatic differentiation has it.
 
+    A mistake in the forward leaves the specification's derivatives as they were; an implementation
+    that differentiates its own forward has other ones, which are harder to tell from correct ones.
+    """
+    for mistake in CATALOGUE:
+        if mistake.visible_in_model:
+            yield mistake.name, mistake
+            whole = mistake.differentiated()
+            if whole is not None and whole.patches != mistake.patches:
+                yield f"{mistake.name}, differentiated", whole
+
+
+def _evaluate_with(base: Trial, spec: str, dtype: str, mistake: Deviation) -> Flat | None:
     base.implementation = SpecImplementation(spec, dtype, [mistake])
     try:
         return base.evaluate(base.point)
@@ -123,9 +131,7 @@ def _evaluate_with(base: Any, spec: str, dtype: str, mistake: Any) -> Any:
         return None
 
 
-def _ratio(trial: Any, found: Any, name: str) -> float:
-    from vitspec.testing.tolerance import grade
-
+def _ratio(trial: Trial, found: Flat, name: str) -> float:
     return grade(name, found[name], trial.truth[name], trial.prices[name]).ratio
 
 
@@ -173,7 +179,10 @@ def markdown(figures: Sequence[Figures]) -> str:
     rule = ["---", *["---:"] * (len(_HEADINGS) - 1)]
     lines = [_HEADINGS, rule, *(_row(one) for one in figures)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    variants = [["correct variant", *(one.dtype for one in figures)], ["---"] + ["---:"] * len(figures)]
+    variants = [
+        ["correct variant", *(one.dtype for one in figures)],
+        ["---"] + ["---:"] * len(figures),
+    ]
     for variant in VARIANTS:
         worst = [f"{one.worst.get(variant.name, 0):.2f}" for one in figures]
         variants.append([f"`{variant.name}`: {variant.description}", *worst])
@@ -201,6 +210,7 @@ def renewed(page: str, figures: Sequence[Figures]) -> str:
 
 def to_json(figures: Sequence[Figures]) -> dict[str, Any]:
     """The figures as JSON-serialisable data; infinities as strings."""
+
     def safe(numbers: dict[str, float]) -> dict[str, Any]:
         return {n: v if np.isfinite(v) else str(v) for n, v in numbers.items()}
 

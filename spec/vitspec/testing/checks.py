@@ -19,7 +19,7 @@ from vitspec.testing.cases import KINK_MARGIN, MODELS, Case, random_case
 from vitspec.testing.photograph import load_photograph
 from vitspec.testing.precision import Precision, rounded
 from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
-from vitspec.testing.results import Result, graded
+from vitspec.testing.results import Result, Status, graded
 from vitspec.testing.tolerance import Grade, Price, grade
 
 CASE_RUNS = 12
@@ -145,7 +145,7 @@ def check_determinism(trial: Trial) -> Result:
     again = trial.evaluate(trial.point)
     moved = [n for n, value in trial.found.items() if not _same_bits(value, again[n])]
     reason = f"differs from run to run: {', '.join(moved[:5])}" if moved else ""
-    status = "failed" if moved else "passed"
+    status: Status = "failed" if moved else "passed"
     return Result("determinism", trial.place, status, reason=reason, point=trial.description)
 
 
@@ -235,7 +235,9 @@ def check_ill_formed(implementation: Any, precision: Precision, place: str) -> I
         try:
             reason = implementations.why_unsupported(implementation, config)
             if reason is not None:
-                yield Result(check, place, "passed", reason=f"refused: {reason}", point=repr(config))
+                yield Result(
+                    check, place, "passed", reason=f"refused: {reason}", point=repr(config)
+                )
                 continue
             point = _point_of_any_config(implementation.spec, config).rounded(precision)
             implementations.forward(implementation, point, precision)

@@ -118,17 +118,22 @@ def find(target: str) -> Any:
 
 
 def planted_implementation(mistakes: str) -> Any:
-    """The specification with mistakes of the catalogue, for a first look at the kit."""
+    """The specification with mistakes of the catalogue, for a first look at the kit.
+
+    A mistake in the forward has the derivatives that automatic differentiation would give it.
+    """
     from vitspec.testing.catalogue import deviation
     from vitspec.testing.reference import SpecImplementation
 
     try:
-        planted = [deviation(name.strip()) for name in mistakes.split(",")]
+        named = [deviation(name.strip()) for name in mistakes.split(",")]
     except KeyError as error:
         raise AdapterError(str(error.args[0])) from error
-    shown_in = [set(getattr(d, "specs", MODELS)) for d in planted]
-    common = [spec for spec in MODELS if all(spec in specs for specs in shown_in)]
-    return SpecImplementation(common[0] if common else "vit", mistakes=planted)
+    common = [spec for spec in MODELS if all(spec in d.specs for d in named)]
+    if not common:
+        raise AdapterError(f"no model shows {mistakes}: it uses no mask, and one pooling at a time")
+    forms = [d.differentiated() or d for d in named]
+    return SpecImplementation(common[0], mistakes=forms, name=f"{PLANTED}{mistakes}")
 
 
 def _from_file(target: str) -> Any:

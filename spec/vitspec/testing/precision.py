@@ -82,9 +82,12 @@ def rounded(x: Array, precision: Precision) -> Array:
 
 
 class Noisy(np.ndarray):
-    """An array whose arithmetic errs at random; every array computed from it is such an array."""
+    """An array whose arithmetic errs at random, and so does that of what is computed from it.
 
-    __array_priority__ = 1.0  # a concatenation with plain arrays is such an array too
+    Concatenating makes a plain array: it rounds nothing, and the next operation with one of these
+    makes it one again.
+    """
+
     arithmetic: NoisyArithmetic
 
     def __array_finalize__(self, source: Any) -> None:
@@ -120,9 +123,7 @@ class NoisyArithmetic:
             equal, and then their errors add up in a sum instead of averaging out.
     """
 
-    def __init__(
-        self, precision: Precision, rng: np.random.Generator, alike: bool = False
-    ) -> None:
+    def __init__(self, precision: Precision, rng: np.random.Generator, alike: bool = False) -> None:
         self.precision, self.rng, self.alike = precision, rng, alike
         self.format = PRECISIONS["float32"] if precision.products_only else precision
         self.u = self.format.u
@@ -147,7 +148,8 @@ class NoisyArithmetic:
             magnitude = np.matmul(np.abs(inputs[0]), np.abs(inputs[1]))
         elif method == "reduce" and not self.precision.sums_wider:
             magnitude = ufunc.reduce(np.abs(inputs[0]), **{**kwargs, "out": None})
-            magnitude = magnitude * np.sqrt(np.size(inputs[0]) / max(np.size(result), 1))
+            terms = np.size(inputs[0]) / max(np.size(result), 1)
+            magnitude = magnitude * np.asarray(result).dtype.type(np.sqrt(terms))
         moved = self._moved(result, magnitude, self.u)
         if "out" in kwargs:
             kwargs["out"][0][...] = moved

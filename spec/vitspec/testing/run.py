@@ -155,16 +155,11 @@ def _results(
     if kind == "identities":
         yield from _check_identities(implementation, settings, precision, index)
         return
-    make = {
-        "photograph": lambda: checks.photograph_trial(implementation, precision, settings.seed),
-        "case": lambda: checks.random_trial(
-            implementation, precision, settings.seed, index, settings.config
-        ),
-        "law": lambda: checks.law_trial(
-            implementation, precision, settings.seed, index, settings.config
-        ),
-    }[kind]
-    trial = make()
+    if kind == "photograph":
+        trial = checks.photograph_trial(implementation, precision, settings.seed)
+    else:
+        make = checks.law_trial if kind == "law" else checks.random_trial
+        trial = make(implementation, precision, settings.seed, index, settings.config)
     if reason := implementations.why_unsupported(implementation, trial.point.config):
         yield trial.skip("supports", reason)
         return

@@ -19,7 +19,7 @@ exactly zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,8 +100,9 @@ class Price:
 
     def scaled(self, factor: float) -> Price:
         """The price of a tensor that is `factor` times as large."""
-        noise = [factor * n for n in (self.norm, self.max, self.row)]
-        return Price(*noise, self.slice, self.u)
+        return replace(
+            self, norm=factor * self.norm, max=factor * self.max, row=factor * self.row
+        )
 
 
 @dataclass(frozen=True)

@@ -189,13 +189,13 @@ VARIANTS: tuple[Variant, ...] = (
         ),
     ),
     Variant(
-        "residual-added-last",
-        "the residual's gradient is added to each of the three paths' in another order",
+        "paths-added-in-another-order",
+        "the gradients through queries, keys and values are added last to first",
         (
             Patch(
                 "layers.multi_head_attention:multi_head_attention_backward",
                 "matmul(d_q, mha.wq.T) + matmul(d_k, mha.wk.T) + matmul(d_v, mha.wv.T)",
-                "matmul(d_v, mha.wv.T) + (matmul(d_k, mha.wk.T) + matmul(d_q, mha.wq.T))",
+                "matmul(d_q, mha.wq.T) + (matmul(d_k, mha.wk.T) + matmul(d_v, mha.wv.T))",
             ),
         ),
     ),

@@ -15,9 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
-from vitspec.testing.catalogue.deviation import Deviation, Patch
+from vitspec.testing.catalogue.deviation import Patch
+
+
+class Plantable(Protocol):
+    """What can be planted: a deviation, or a correct variant."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """What is replaced."""
 
 
 class ConflictError(LookupError):
@@ -37,7 +49,7 @@ _now: dict[str, _Planted] = {}
 
 
 @contextmanager
-def planted(*deviations: Deviation) -> Iterator[None]:
+def planted(*deviations: Plantable) -> Iterator[None]:
     """Run the specification with these mistakes in it, on top of those that are planted already.
 
     Raises:
