@@ -229,7 +229,9 @@ def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     width = {**_OTHER_BYTES, **{n: size for n, (_, size) in DTYPES.items()}}
     if not isinstance(dtype, str) or dtype not in width:
-        raise VectorError(f"{where}: dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+        raise VectorError(
+            f"{where}: dtype: expected one of {', '.join(DTYPES)}, found {str(dtype)[:40]!r}"
+        )
     if not _naturals(shape) or len(shape) > MAX_AXES:
         raise VectorError(f"{where}: shape: expected at most {MAX_AXES} natural numbers")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

@@ -1,0 +1,319 @@
+"""Grades by the shipped vectors: of a Python implementation, and of a folder of answers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitspec.config import ViTConfig
+from vitspec.errors import NotWellFormed
+from vitspec.models.parameters import parameter_shapes
+from vitspec.testing import implementations
+from vitspec.testing.cases import MODELS
+from vitspec.testing.implementations import AdapterError
+from vitspec.testing.precision import PRECISIONS, Precision
+from vitspec.testing.reference import Flat, Point
+from vitspec.testing.results import Report, Result, graded, quoted
+from vitspec.testing.tolerance import Grade, grade
+from vitspec.testing.vectors import folder
+from vitspec.testing.vectors.folder import Answer, Vector
+from vitspec.testing.vectors.format import VectorError, parse_json, read_file, sha256
+from vitspec.testing.vectors.layers import MASK
+from vitspec.typing import Array
+
+FORWARD, VJP = "vector.forward", "vector.vjp"
+LAYER, ILL_FORMED = "vector.layer", "vector.ill-formed"
+
+
+def _names(vector: Vector) -> dict[str, list[str]]:
+    """For each check of a well-formed case, the outputs that it grades."""
+    if vector.kind == "layer":
+        return {LAYER: list(vector.truth)}
+    return {FORWARD: ["logits"], VJP: [name for name in vector.truth if name != "logits"]}
+
+
+def _grades(vector: Vector, names: list[str], found: Flat, precision: Precision) -> list[Grade]:
+    prices = vector.prices(precision) or {}
+    with np.errstate(all="ignore"):  # what was found may be anything
+        return [grade(n, found[n], vector.truth[n], prices[n]) for n in names]
+
+
+def _result(vector: Vector, check: str, status: Any, reason: str) -> Result:
+    return Result(check, vector.place, status, reason=reason, point=_words(vector))
+
+
+def _words(vector: Vector) -> str:
+    what = vector.case.get("layer") or vector.case["spec"]
+    return f"{what}: {vector.case['description']}"
+
+
+def _not_graded(vector: Vector, precision: Precision) -> str:
+    dtypes = ", ".join(vector.case["tolerance"])
+    return f"not graded in {precision.name}, whose range is too small for it; only in {dtypes}"
+
+
+# ---- a Python implementation -------------------------------------------------------------------
+
+
+def check_vectors(
+    implementation: Any, precision: Precision, only: str | None = None
+) -> Iterator[Result]:
+    """The shipped vectors that concern an implementation.
+
+    These are the cases of its own model, and, if it has an attribute `layers`, those of the layers
+    there: a mapping of a layer's name to a function of its arguments by name, `d_out` and its
+    settings, which returns a mapping of `out` and `d_<argument>` to arrays.
+
+    Args:
+        implementation: see `vitspec.testing.implementations`.
+        precision: what is checked.
+        only: the one case to check on; None for all.
+
+    Raises:
+        VectorError: the package is damaged.
+        AdapterError: no case is named `only`.
+    """
+    if only is not None and only not in folder.ids():
+        raise AdapterError(f"no test vector is named {only!r}; `vitspec vectors list` names all")
+    for case_id in [only] if only else folder.ids():
+        vector = folder.load(case_id)
+        try:
+            yield from _check(implementation, precision, vector, asked_for=only is not None)
+        except AdapterError as error:
+            check = {"layer": LAYER, "ill-formed": ILL_FORMED}.get(vector.kind, FORWARD)
+            yield _result(vector, check, "errored", str(error))
+
+
+def _check(
+    implementation: Any, precision: Precision, vector: Vector, asked_for: bool
+) -> Iterator[Result]:
+    if vector.kind == "layer":
+        yield from _check_layer(implementation, precision, vector, asked_for)
+    elif vector.case["spec"] != implementation.spec:
+        if asked_for:
+            reason = f"it asks for {vector.case['spec']}, this is {implementation.spec}"
+            yield _result(vector, FORWARD, "skipped", reason)
+    elif vector.kind == "ill-formed":
+        yield _check_ill_formed(implementation, precision, vector)
+    elif vector.prices(precision) is None:
+        yield _result(vector, FORWARD, "skipped", _not_graded(vector, precision))
+    else:
+        yield from _check_model(implementation, precision, vector)
+
+
+def _check_model(implementation: Any, precision: Precision, vector: Vector) -> Iterator[Result]:
+    point = vector.point().rounded(precision)
+    reason = implementations.why_unsupported(implementation, point.config)
+    if reason is not None:
+        yield _result(vector, FORWARD, "skipped", reason)
+        return
+    evaluators: dict[str, Any] = {FORWARD: implementations.forward, VJP: implementations.vjp}
+    for check, names in _names(vector).items():
+        if check == VJP and not implementations.has_vjp(implementation):
+            yield _result(vector, check, "skipped", "it has no vjp")
+            continue
+        found = evaluators[check](implementation, point, precision)
+        grades = _grades(vector, names, found, precision)
+        yield graded(check, vector.place, grades, _words(vector))
+
+
+def _check_layer(
+    implementation: Any, precision: Precision, vector: Vector, asked_for: bool
+) -> Iterator[Result]:
+    layers, layer = getattr(implementation, "layers", None) or {}, vector.case["layer"]
+    if layer not in layers:
+        if layers or asked_for:
+            yield _result(vector, LAYER, "skipped", f"it exposes no layer {layer!r}")
+        return
+    if vector.prices(precision) is None:
+        yield _result(vector, LAYER, "skipped", _not_graded(vector, precision))
+        return
+    arguments: dict[str, Array] = {}
+    for name, x in vector.inputs.items():
+        arguments[name] = x > 0 if name == MASK else x.astype(precision.carrier)
+        arguments[name].setflags(write=False)
+    with implementations.guarded(implementation, f"layers[{layer!r}]", vector.place):
+        returned = layers[layer](**arguments, **vector.case["settings"])
+        found = {str(name): implementations.to_numpy(x) for name, x in dict(returned).items()}
+    if problems := _problems(vector, found, {n: str(x.dtype) for n, x in found.items()}):
+        yield _result(vector, LAYER, "failed", "; ".join(problems))
+        return
+    wide = {n: x if precision.own_type else x.astype(np.float64) for n, x in found.items()}
+    grades = _grades(vector, list(vector.truth), wide, precision)
+    yield graded(LAYER, vector.place, grades, _words(vector))
+
+
+def _check_ill_formed(implementation: Any, precision: Precision, vector: Vector) -> Result:
+    rules = ", ".join(vector.case["violations"])
+    try:
+        config = ViTConfig(**vector.case["config"])
+    except NotWellFormed:
+        reason = (
+            f"breaks {rules}: ViTConfig itself refuses it, so no implementation can be given it"
+        )
+        return _result(vector, ILL_FORMED, "skipped", reason)
+    try:
+        reason = implementations.why_unsupported(implementation, config)
+        if reason is None:
+            point = _any_point(vector, config).rounded(precision)
+            with _quiet():
+                implementations.forward(implementation, point, precision)
+            return _result(vector, ILL_FORMED, "failed", f"accepted what breaks {rules}")
+    except Exception as error:  # any error is a refusal; a crash of the process is not
+        reason = type(error.__cause__ or error).__name__
+    return _result(vector, ILL_FORMED, "passed", f"refused: {reason}")
+
+
+def _any_point(vector: Vector, config: ViTConfig) -> Point:
+    """Arrays of the shapes that an ill-formed configuration asks for."""
+    spec, image = vector.case["spec"], vector.case["image"]
+    C, H, W = image["in_channels"], image["height"], image["width"]
+    shapes = parameter_shapes(config, C, H, W, cls=MODELS[spec].has_cls_token)
+    params = {name: np.full(shape, 0.5) for name, shape in shapes.items()}
+    return Point(spec, config, params, np.ones((2, C, H, W)), np.ones((2, config.num_classes)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # a mean of nothing may warn before it is refused
+        yield
+
+
+# ---- a folder of answers -----------------------------------------------------------------------
+
+
+class AnswersReport(Report):
+    """The report of a folder of answers."""
+
+    @property
+    def verdict(self) -> str:
+        """The one sentence that may be quoted."""
+        if self.exit_code == 1:
+            return "does not conform"
+        if self.exit_code == 3:
+            return "has no answers to grade"
+        skipped = self.count()["skipped"]
+        return "conforms, as tested" + (f" ({skipped} cases not answered)" if skipped else "")
+
+    def reproduce(self, result: Result) -> str:
+        """The command that grades the folder again."""
+        return f"vitspec vectors grade {quoted(self.target)} --dtype {self.dtype}"
+
+
+def grade_report(directory: Path | str, dtype: str = "float32") -> Report:
+    """Grade what a program wrote into an exported folder.
+
+    Args:
+        directory: the folder.
+        dtype: the precision that the program computes in.
+
+    Raises:
+        VectorError: the folder is no export, is damaged or has been altered, or there is no such
+            precision.
+    """
+    if dtype not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise VectorError(f"--dtype: expected one of {known}, got {dtype!r}")
+    answers = folder.answers(directory)
+    name = Path(directory).name or str(directory)
+    report = AnswersReport(str(directory), name, "", "vit, vit-cls", dtype, seed=0)
+    if all(answer == Answer() for answer in answers.values()):
+        reason = "no case has a result.safetensors or a rejected.txt; run your program first"
+        report.results.append(Result("vector", "", "errored", reason=reason))
+        return report
+    for case_id, answer in answers.items():
+        report.results += _grade_answer(folder.load(case_id), answer, PRECISIONS[dtype])
+    return report
+
+
+def _grade_answer(vector: Vector, answer: Answer, precision: Precision) -> Iterator[Result]:
+    if vector.kind == "ill-formed":
+        yield _grade_rejection(vector, answer)
+        return
+    for check, names in _names(vector).items():
+        if answer.rejection is not None:
+            reason = f"rejected, but it is well-formed: {answer.rejection}"
+            yield _result(vector, check, "failed", reason)
+        elif answer.outputs is None and vector.kind == "layer":
+            yield _result(vector, check, "skipped", "not answered")
+        elif answer.outputs is None:
+            yield _result(vector, check, "failed", "missing: there is no result.safetensors")
+        elif vector.prices(precision) is None:
+            yield _result(vector, check, "skipped", _not_graded(vector, precision))
+        elif problems := _problems(vector, answer.outputs, answer.dtypes or {}, names):
+            yield _result(vector, check, "failed", "; ".join(problems))
+        else:
+            grades = _grades(vector, names, answer.outputs, precision)
+            yield graded(check, vector.place, grades, _words(vector))
+
+
+def _grade_rejection(vector: Vector, answer: Answer) -> Result:
+    rules = ", ".join(vector.case["violations"])
+    if answer.outputs is not None:
+        reason = f"has a result, but breaks {rules}: it must be rejected"
+        return _result(vector, ILL_FORMED, "failed", reason)
+    if answer.rejection is None:
+        reason = f"missing: it breaks {rules}, and there is no rejected.txt"
+        return _result(vector, ILL_FORMED, "failed", reason)
+    return _result(vector, ILL_FORMED, "passed", f"rejected: {answer.rejection}")
+
+
+def _problems(
+    vector: Vector, found: Flat, dtypes: Mapping[str, str], names: list[str] | None = None
+) -> list[str]:
+    """What is wrong with the names, shapes and types of outputs, at most eight items.
+
+    Names that nothing asked for are a problem of the last check, so that each is told once.
+    """
+    wanted = list(vector.truth) if names is None else names
+    unexpected = [] if "logits" in wanted and len(wanted) == 1 else dtypes.keys() - vector.truth
+    problems = [f"{name[:80]!r}: unexpected name" for name in sorted(unexpected)]
+    for name in wanted:
+        shape = vector.truth[name].shape
+        if name not in dtypes:
+            problems.append(f"{name}: missing, expected shape {shape}")
+        elif name not in found or "float" not in dtypes[name].lower().replace("f", "float", 1):
+            problems.append(f"{name}: expected floats, got {dtypes[name]}")
+        elif found[name].shape != shape:
+            problems.append(f"{name}: expected shape {shape}, got {found[name].shape}")
+    return problems[:8] + (["..."] if len(problems) > 8 else [])
+
+
+# ---- the package -------------------------------------------------------------------------------
+
+
+def verify() -> int:
+    """Check the shipped vectors: every file, its checksum, and its schema.
+
+    Returns:
+        How many cases there are.
+
+    Raises:
+        VectorError: something is missing, altered, or should not be there.
+    """
+    import jsonschema
+
+    listed = folder.index()["files"]
+    present = {p.relative_to(folder.DATA).as_posix() for p in folder.DATA.rglob("*") if p.is_file()}
+    if strange := sorted(present - {*listed, "index.json"}):
+        raise VectorError(f"{folder.DATA / strange[0]}: is no file of the vectors; remove it")
+    for name in listed:
+        if sha256(read_file(folder.DATA / name)) != listed[name]["sha256"]:
+            raise VectorError(f"{folder.DATA / name}: is not as released; install vitspec again")
+    path = folder.DATA / "case.schema.json"
+    validator = jsonschema.Draft202012Validator(parse_json(read_file(path), path))
+    for case_id in folder.ids():
+        vector = folder.load(case_id)
+        if error := next(validator.iter_errors(vector.case), None):
+            raise VectorError(f"{folder.DATA / case_id}: breaks the schema: {error.message[:200]}")
+        shapes = {"inputs": vector.inputs, "outputs": vector.truth}
+        for part, arrays in shapes.items():
+            if vector.case.get(part, {}) != {n: list(x.shape) for n, x in arrays.items()}:
+                raise VectorError(f"{folder.DATA / case_id}: its {part} have other shapes")
+    return len(folder.ids())
