@@ -79,12 +79,6 @@ class Naming:
     ignored: tuple[str, ...] = field(default=())
 
 
-LAYER_ROLES = tuple(
-    f"{part}.{array}" for part in ("q", "k", "v", "o", "fc1", "fc2") for array in ("weight", "bias")
-) + tuple(f"norm{n}.{array}" for n in (1, 2) for array in ("gamma", "beta"))
-"""The roles that every layer has, biases perhaps not."""
-
-
 @dataclass(frozen=True)
 class Located:
     """Where the arrays of a role are: the parameter's name, and how it is stored."""
@@ -114,25 +108,23 @@ def recognise(params: Mapping[str, Any], namings: Sequence[Naming]) -> Model | s
     Every parameter must have a role: one that has none, such as a LayerScale, may break any
     identity.
     """
-    known = ", ".join(n.name for n in namings)
-    reason = f"the parameters' names follow none of the known schemes ({known})"
+    failures: list[tuple[int, str]] = []
     for naming in namings:
         patch = naming.roles["patch.weight"].name.replace("{prefix}", "")
-        for anchor in params:
-            if not anchor.endswith(patch):
-                continue
+        for anchor in [name for name in params if name.endswith(patch)]:
             prefix = anchor.removesuffix(patch)
             located = dict(_located(naming, prefix, params))
             taken = {place.name for place in located.values()}
             taken |= {name.replace("{prefix}", prefix) for name in naming.ignored}
-            if extra := sorted(params.keys() - taken):
-                more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
-                shown = ", ".join(extra[:3])
-                reason = f"{naming.name} names, but no role is known for {shown}{more}"
-                continue
-            layers = {i for _, i in located if i is not None}
-            return Model(naming, located, len(layers))
-    return reason
+            extra = sorted(params.keys() - taken)
+            if not extra:
+                return Model(naming, located, len({i for _, i in located if i is not None}))
+            more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+            shown = ", ".join(extra[:3]) + more
+            failures.append((len(extra), f"{naming.name} names, but no role is known for {shown}"))
+    known = ", ".join(n.name for n in namings)
+    unknown = f"the parameters' names follow none of the known schemes ({known})"
+    return min(failures, default=(0, unknown))[1]
 
 
 def _located(

@@ -28,6 +28,7 @@ class Identity:
         gradients: the roles whose gradients it ties together.
         sides: its two sides at a place.
         weights: roles that it needs beside those.
+        optional: more roles whose gradients it has, where the model has the roles.
         norm: "pre" or "post" if it holds only there.
         relu: whether it holds only for ReLU.
         without: roles that must be absent.
@@ -42,6 +43,7 @@ class Identity:
     gradients: tuple[str, ...]
     sides: Callable[[Place], Sides]
     weights: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     norm: str = ""
     relu: bool = False
     without: tuple[str, ...] = ()
@@ -163,7 +165,7 @@ def _writer(role: str, axis: int, norm: str = "") -> Identity:
     def sides(p: Place) -> Sides:
         return p.d(role).sum(axis), 0.0
 
-    return Identity("residual writer", formula, (role,), sides, ("last_norm.gamma",), norm)
+    return Identity("residual writer", formula, (role,), sides, ("last_norm.gamma",), norm=norm)
 
 
 def _key_bias_size(p: Place) -> Array:
@@ -193,7 +195,7 @@ GLOBAL: tuple[Identity, ...] = (
     ),
     Identity(
         "head and logits", "<W_k, dW_k> + b_k db_k = sum over the batch of g_k logits_k",
-        ("head.weight",), _head_logits, uses=("logits",),
+        ("head.weight",), _head_logits, optional=("head.bias",), uses=("logits",),
     ),
     _rows_into("the head", "head", "last_norm", "W"),
     Identity(
@@ -234,11 +236,11 @@ GLOBAL: tuple[Identity, ...] = (
 PER_LAYER: tuple[Identity, ...] = (
     Identity(
         "queries and keys", "per head: dWq^T Wq + dbq bq^T = Wk^T dWk + bk dbk^T",
-        ("q.weight", "k.weight"), _query_key, heads=True,
+        ("q.weight", "k.weight"), _query_key, optional=("q.bias", "k.bias"), heads=True,
     ),
     Identity(
         "values and outputs", "per head: dWv^T Wv + dbv bv^T = Wo dWo^T",
-        ("v.weight", "o.weight"), _value_output, heads=True,
+        ("v.weight", "o.weight"), _value_output, optional=("v.bias",), heads=True,
     ),
     Identity(
         "key bias", "dbk = 0", ("k.bias",), lambda p: (p.d("k.bias"), 0.0), ("k.weight",),
@@ -289,7 +291,7 @@ PER_LAYER: tuple[Identity, ...] = (
     ),
     Identity(
         "hidden units", "each unit: <W1_j, dW1_j> + b1_j db1_j = <W2_j, dW2_j>",
-        ("fc1.weight", "fc2.weight"), _relu_units, relu=True,
+        ("fc1.weight", "fc2.weight"), _relu_units, optional=("fc1.bias",), relu=True,
     ),
     _writer("o.weight", 1),
     _writer("o.bias", 0),

@@ -39,7 +39,8 @@ def _everywhere(
         left, right = identity.sides(exact)
         total = identity.size(size) if identity.size else np.add(*identity.sides(size))
         rounding = np.add(*identity.sides(noise)) + points.u * total
-        names = dict.fromkeys(exact.name(role) for role in identity.gradients)
+        roles = (*identity.gradients, *filter(exact.has, identity.optional))
+        names = dict.fromkeys(exact.name(role) for role in roles)
         comparison = Comparison(left - right, total, rounding)
         yield judged(identity.name, identity.formula, {(*names, *identity.uses): comparison})
     if reasons and len(reasons) == len(layers):
