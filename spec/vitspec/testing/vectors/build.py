@@ -114,12 +114,22 @@ class Built:
         return self._noises[dtype]
 
     def margins(self, deviations: Sequence[Deviation]) -> dict[str, dict[str, float]]:
-        """By precision and deviation: how many times over the bound the mistaken outputs are."""
+        """By precision and deviation: how many times over the bound the mistaken outputs are.
+
+        A mistake in the forward may come with the specification's derivatives or with its own; the
+        smaller margin counts. Only those above 1 are listed: the others are not seen.
+        """
         found: dict[str, dict[str, float]] = {dtype: {} for dtype in self.plan.dtypes}
         for deviation in deviations:
-            for dtype, outputs in self._mistaken(deviation):
-                if (margin := self._margin(outputs, dtype)) > 1:
-                    found[dtype][deviation.name] = margin
+            margins: dict[str, list[float]] = {dtype: [] for dtype in self.plan.dtypes}
+            for form in (deviation, deviation.differentiated()):
+                if form is None or (form is not deviation and not deviation.derivatives):
+                    continue
+                for dtype, outputs in self._mistaken(form):
+                    margins[dtype].append(self._margin(outputs, dtype))
+            for dtype, both in margins.items():
+                if both and min(both) > 1:
+                    found[dtype][deviation.name] = min(both)
         return found
 
     def _mistaken(self, deviation: Deviation) -> Iterator[tuple[str, Flat]]:
