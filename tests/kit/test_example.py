@@ -15,6 +15,7 @@ from vitspec.testing.cases import random_case
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point, evaluate_spec, price_spec
 from vitspec.testing.tolerance import grade
+from vitspec.testing.vectors import export, grade_report, load
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rust"
 
@@ -54,6 +55,78 @@ def program(build):
     return build()
 
 
+PRECISION_FLAGS = [("float32", []), ("float64", ["--f64"])]
+
+
+def answered(program, folder, *flags):
+    """The vectors, exported and answered by the program; what it printed."""
+    export(folder)
+    ran = run(program, folder, *flags)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize(("dtype", "flags"), PRECISION_FLAGS)
+def test_every_model_is_answered_and_conforms(program, tmp_path, dtype, flags):
+    printed = answered(program, tmp_path, *flags)
+    report = grade_report(tmp_path, dtype)
+    assert [r for r in report.results if r.status not in ("passed", "skipped")] == []
+    assert report.exit_code == 0
+    # What is skipped: layers that the program says it has not.
+    without = {line.split(": ")[0] for line in printed.splitlines() if "has no" in line}
+    assert {r.place for r in report.results if r.status == "skipped"} == {
+        f"vector {case_id}" for case_id in without
+    }
+    assert all(load(case_id).kind == "layer" for case_id in without)
+    assert printed.splitlines()[-1] in (EXAMPLE / "README.md").read_text()
+
+
+def test_what_the_page_says_of_a_mistake_is_true():
+    page = " ".join((EXAMPLE / "README.md").read_text().split())
+    old, new = MISTAKES["the scale is missing"]
+    assert f"`{old}`" in page
+    assert f"`{new}`" in page
+
+
+MISTAKES = {
+    "the scale is missing": (
+        "R::from_count(1) / R::from_count(d.max(1)).sqrt()",
+        "R::from_count(1)",
+    ),
+    "the scale is missing in the backward": (
+        "weights, &d_weights).map(|score| score * scale)",
+        "weights, &d_weights).map(|score| score * (scale / scale))",
+    ),
+    "the second residual's gradient is dropped": ("&d_residual2 + &d_from_ffn", "d_from_ffn"),
+    "the first residual's gradient is dropped": ("&d_residual1 + &d_from_mha", "d_from_mha"),
+    "the layers' gradients come last first": ("layers.reverse();", ""),
+    "the pooled gradient is not divided": (
+        "None => d_pooled[(0, j)] / token_count",
+        "None => d_pooled[(0, j)]",
+    ),
+    "padding is skipped on one side": (
+        "(j * config.stride + dj).checked_sub(config.padding)?",
+        "j * config.stride + dj",
+    ),
+    "patches are column-major": (
+        "let (i, j) = (t / out_w, t % out_w);",
+        "let out_h = config.patch_count() / out_w; let (j, i) = (t / out_h, t % out_h);",
+    ),
+    "the variance divides by D - 1": (
+        "dot(&centred, &centred) / R::from_count(row.len())",
+        "dot(&centred, &centred) / R::from_count(row.len() - 1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_caught(build, tmp_path, mistake):
+    answered(build(*MISTAKES[mistake]), tmp_path)
+    report = grade_report(tmp_path, "float32")
+    assert report.exit_code == 1
+    assert any(result.failures for result in report.results)
+
+
 def write_case(folder, case_id, spec, config, size, inputs=None):
     """A case as `vitspec vectors export` writes it."""
     case = {"schema": "vitspec-vector/1", "id": case_id, "kind": "model", "spec": spec}
@@ -84,75 +157,20 @@ def points():
     }
 
 
-@pytest.fixture(scope="module")
-def answer_key(points):
-    """The truth of each point, and its price in each precision."""
-    key = {}
+@pytest.mark.parametrize(("dtype", "flags"), PRECISION_FLAGS)
+def test_every_tensor_of_random_models_conforms(program, points, tmp_path, dtype, flags):
+    for case_id, point in points.items():
+        write_point(tmp_path, case_id, point)
+    ran = run(program, tmp_path, *flags)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     for case_id, point in points.items():
         truth = evaluate_spec(point)
-        for dtype in ("float32", "float64"):
-            rng = np.random.default_rng(0)
-            key[case_id, dtype] = truth, price_spec(point, truth, PRECISIONS[dtype], 6, rng)
-    return key
-
-
-def failures(program, points, answer_key, folder, dtype="float32"):
-    """The tensors of all points, as "case: name", that do not conform."""
-    for case_id, point in points.items():
-        write_point(folder, case_id, point)
-    ran = run(program, folder, *(["--f64"] if dtype == "float64" else []))
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    failed = []
-    for case_id in points:
-        truth, prices = answer_key[case_id, dtype]
-        found = load_file(folder / case_id / "result.safetensors")
-        assert found.keys() == truth.keys()
+        prices = price_spec(point, truth, PRECISIONS[dtype], 6, np.random.default_rng(0))
+        found = load_file(tmp_path / case_id / "result.safetensors")
         assert {value.dtype for value in found.values()} == {np.dtype(dtype)}
         assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in truth.items()}
         grades = [grade(name, found[name], truth[name], prices[name]) for name in truth]
-        failed += [f"{case_id}: {g.tensor}" for g in grades if not g.conforms]
-    return failed
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_tensor_of_random_models_conforms(program, points, answer_key, tmp_path, dtype):
-    assert failures(program, points, answer_key, tmp_path, dtype) == []
-
-
-MISTAKES = {
-    "the scale is missing": (
-        "R::from_count(1) / R::from_count(d.max(1)).sqrt()",
-        "R::from_count(1 + 0 * d)",
-    ),
-    "the scale is missing in the backward": (
-        "weights, &d_weights).map(|score| score * scale)",
-        "weights, &d_weights).map(|score| score * (scale / scale))",
-    ),
-    "the second residual's gradient is dropped": ("&d_residual2 + &d_from_ffn", "d_from_ffn"),
-    "the first residual's gradient is dropped": ("&d_residual1 + &d_from_mha", "d_from_mha"),
-    "the layers' gradients come last first": ("layers.reverse();", ""),
-    "the pooled gradient is not divided": (
-        "None => d_pooled[(0, j)] / token_count",
-        "None => d_pooled[(0, j)]",
-    ),
-    "padding is skipped on one side": (
-        "(j * config.stride + dj).checked_sub(config.padding)?",
-        "j * config.stride + dj",
-    ),
-    "patches are column-major": (
-        "let (i, j) = (t / out_w, t % out_w);",
-        "let out_h = config.patch_count() / out_w; let (j, i) = (t / out_h, t % out_h);",
-    ),
-    "the variance divides by D - 1": (
-        "dot(&centred, &centred) / R::from_count(row.len())",
-        "dot(&centred, &centred) / R::from_count(row.len() - 1)",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_planted_mistake_is_caught(build, points, answer_key, tmp_path, mistake):
-    assert failures(build(*MISTAKES[mistake]), points, answer_key, tmp_path) != []
+        assert [g for g in grades if not g.conforms] == [], (case_id, point.config)
 
 
 ILL_FORMED = {

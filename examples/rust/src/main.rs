@@ -108,13 +108,17 @@ fn answer<R: Real>(folder: &Path) -> Result<Answer, String> {
         let head_count = case.get("settings").get("head_count").as_size().unwrap_or(0);
         match layers::evaluate(layer, head_count, inputs()?)? {
             Some(results) => results,
-            None => return Ok(Answer::Skip(format!("{layer} is not in this program"))),
+            None => {
+                let masked = case.get("inputs").get("mask") != &Json::Null;
+                let with = if masked { " with a mask" } else { "" };
+                return Ok(Answer::Skip(format!("this program has no {layer}{with}")));
+            }
         }
     } else {
         let cls = match case.get("spec").as_str() {
             Some("vit") => false,
             Some("vit-cls") => true,
-            _ => return Ok(Answer::Skip(format!("{} is not in this program", case.get("spec")))),
+            _ => return Ok(Answer::Skip(format!("this program has no {}", case.get("spec")))),
         };
         match Config::new(cls, case.get("config"), case.get("image")) {
             Ok(config) => evaluate(&config, inputs()?)?,
