@@ -52,6 +52,7 @@ def _print_report(report: Report, console: Console) -> None:
     photograph = [g for r in report.results if r.place == "photograph" for g in r.grades]
     if photograph:
         console.print(photograph_table(photograph))
+        console.print()
     if report.results:
         console.print(checks_table(check_rows(report)))
     if report.output:

@@ -65,11 +65,13 @@ def short(tensor: str) -> str:
 def figure(x: float) -> str:
     """A number in few characters.
 
-    >>> figure(1.25e-7), figure(3e5), figure(0.0), figure(float("inf"))
-    ('1.2e-7', '3.0e5', '0', 'inf')
+    >>> figure(1.25e-7), figure(0.64), figure(3e5), figure(0.0), figure(float("inf"))
+    ('1.2e-7', '0.64', '3.0e5', '0', 'inf')
     """
+    if not x or 0.1 <= x < 100:
+        return f"{x:.2g}"
     mantissa, e, exponent = f"{x:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if e and x else str(x).removesuffix(".0")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
 def ratio(x: float) -> str:
