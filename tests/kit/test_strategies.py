@@ -201,17 +201,23 @@ def test_ill_formed_configs_break_every_rule_alone_and_several_at_once():
     assert any(len(labels) >= 3 for labels in found)
 
 
-def test_not_a_natural_number_comes_in_every_form_and_place():
-    found = drawn(ill_formed_configs("nat"), 300)
-    bad = [
-        (name, value)
-        for ill in found
-        for name, value in {**ill.fields, **ill.size}.items()
-        if type(value) is not int or not 0 <= value < 2**31
-    ]
-    assert len(bad) == len(found)
-    assert {repr(value) for _, value in bad} == set(map(repr, NOT_NATURAL))
-    assert {name for name, _ in bad} == found[0].fields.keys() | found[0].size.keys()
+def not_natural(ill):
+    """Names and values of what is no natural number."""
+    values = {**ill.fields, **ill.size}.items()
+    return [(n, repr(v)) for n, v in values if type(v) is not int or not 0 <= v < 2**31]
+
+
+def test_not_a_natural_number_comes_in_every_form():
+    found = [not_natural(ill) for ill in drawn(ill_formed_configs("nat"), 200)]
+    assert {len(bad) for bad in found} == {1}
+    assert {value for [(_, value)] in found} == set(map(repr, NOT_NATURAL))
+
+
+@pytest.mark.parametrize("name", [*vars(ViTConfig()), "in_channels", "height", "width"])
+def test_not_a_natural_number_comes_in_every_place(name):
+    """And shrinks to -1."""
+    ill = smallest(ill_formed_configs("nat"), lambda ill: not_natural(ill)[0][0] == name)
+    assert not_natural(ill) == [(name, "-1")]
 
 
 def test_the_rules_are_those_of_the_specification():
