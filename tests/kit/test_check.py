@@ -124,9 +124,9 @@ def _seen(one):
 def test_correct_variants_pass(variant, dtype):
     """`vitspec tolerances` does this on more seeds."""
     for seed in range(4):
-        spec = ("vit", "vit-cls")[seed % 2]
-        a_case = random_case(np.random.default_rng([seed, 20]), spec)
-        one = trial(SpecImplementation(spec, dtype), a_case, dtype)
+        one = trial_of_default(("vit", "vit-cls")[seed % 2], dtype, seed)
+        one.implementation = SpecImplementation(one.point.spec, dtype)
+        one.__dict__.pop("found", None)
         assert one.prices  # before the variant is planted
         with planted(variant):
             results = [checks.check_forward(one), checks.check_vjp(one)]
@@ -188,11 +188,9 @@ LAW_BREAKERS = {
 
 @pytest.mark.parametrize("law", LAW_BREAKERS)
 def test_a_law_sees_what_breaks_it_without_the_truth(law):
-    for seed in range(20):
-        a_case = law_case(np.random.default_rng([seed, 2]), "vit")
-        c = a_case.config
-        if c.head_dim and min(c.head_count, c.hidden_dim, c.num_classes) > 1:
-            break
+    a_case = law_case(np.random.default_rng(2), "vit")
+    config = replace(a_case.config, head_count=4, embed_dim=9, hidden_dim=6, num_classes=6)
+    a_case = replace(a_case, config=config)
     with_mistake = SpecImplementation("vit", "float64", [LAW_BREAKERS[law]])
     results = {r.check: r for r in checks.check_laws(trial(with_mistake, a_case, "float64"))}
     assert results[law].status == "failed"
