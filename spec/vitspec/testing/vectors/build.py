@@ -345,6 +345,9 @@ def build(
             files.write_file(root / name, made[name])
         for name in stale:
             (root / name).unlink()
+        for folder in {(root / name).parent for name in stale} - {root}:
+            if not any(folder.iterdir()):
+                folder.rmdir()
     return changed + stale
 
 

@@ -384,21 +384,6 @@ _MODELS = (
         "vit-cls", _vit((2, 3), 2, 0, 6, 9, 3, 2, 4), (2, 4, 5), scales=_TINY,
         dtypes=WITHOUT_FLOAT16,
     ),
-    ModelPlan(
-        "adversarial", "vit-four-features", "a width of 4: variances that divide by 3 instead are "
-        "a third larger",
-        "vit", _vit((2, 2), 2, 0, 4, 12, 2, 1, 4), (2, 4, 4),
-    ),
-    ModelPlan(
-        "adversarial", "cls-sharp-attention", "large queries and keys: attention is far from "
-        "uniform, so that scale, order of heads and softmax show",
-        "vit-cls", _vit((2, 2), 2, 0, 12, 8, 3, 1, 4), (3, 4, 6), scales={"*.wq": 4, "*.wk": 2},
-    ),
-    ModelPlan(
-        "adversarial", "vit-many-tokens", "24 tokens: a sum for a mean, a missing 1/T or a stray "
-        "order of tokens is large",
-        "vit", _vit((1, 2), 2, 0, 6, 5, 2, 1, 3), (1, 8, 12), 1,
-    ),
 )  # fmt: skip
 
 _LAYERS = (
@@ -425,8 +410,8 @@ _LAYERS = (
         _layer_norm_shapes(5, 12), (5, 12), scales={"x": 2.0**-9}, dtypes=WITHOUT_FLOAT16,
     ),
     LayerPlan(
-        "adversarial", "layer-norm-four-features", "a variance that divides by 3 instead of 4 is a "
-        "third larger", "layer_norm", _layer_norm_shapes(6, 4), (6, 4),
+        "adversarial", "layer-norm-two-features", "a variance that divides by 1 instead of 2 is "
+        "twice as large", "layer_norm", _layer_norm_shapes(6, 2), (6, 2),
     ),
     LayerPlan(
         "adversarial", "layer-norm-offset", "rows far from 0: E[x^2] - E[x]^2 is the same variance "
@@ -453,6 +438,11 @@ _LAYERS = (
         "gradient are exactly 0; elsewhere scores are large", "attention",
         {"q": (2, 5, 4), "k": (2, 6, 4), "v": (2, 6, 4), MASK: (5, 6)}, (2, 5, 4),
         values={MASK: _row_blocked}, scales={"q": 8},
+    ),
+    LayerPlan(
+        "adversarial", "attention-many-heads", "twelve heads and large scores: every other scale "
+        "moves most of the weight", "attention",
+        {"q": (12, 4, 9), "k": (12, 6, 9), "v": (12, 6, 2)}, (12, 4, 2), scales={"q": 2},
     ),
     LayerPlan(
         "basic", "multi-head-attention", "three heads of width 2 in a model of width 8",
