@@ -177,7 +177,7 @@ def export(directory: Path | str) -> int:
         (root / case_id).mkdir(exist_ok=True)
         for name, bytes_ in files.items():
             write_file(root / case_id / name, bytes_)
-            listed[f"{case_id}/{name}"] = {"bytes": len(bytes_), "sha256": sha256(bytes_)}
+            listed[f"{case_id}/{name}"] = {"size": len(bytes_), "sha256": sha256(bytes_)}
     about = {"schema": EXPORT, "version": vitspec.__version__, "cases": ids(), "files": listed}
     write_file(root / "index.json", dump_json(about))
     return len(prompts)
