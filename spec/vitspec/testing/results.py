@@ -130,11 +130,11 @@ class Report:
             return "does not conform"
         if self.exit_code == 3:
             return "could not be checked"
-        limits = [] if any(r.check == "vjp" for r in self.results if r.status == "passed") else [
-            "forward only"
-        ]  # fmt: skip
+        differentiated = [r for r in self.results if r.check in ("vjp", "vector.vjp")]
+        has_vjp = any(r.status in ("passed", "xfailed") for r in differentiated)
+        limits = [] if has_vjp else ["forward only"]
         if declared := self.count()["xfailed"]:
-            limits.append(f"{declared} declared deviations")
+            limits.append(f"{declared} declared deviation{'s' if declared > 1 else ''}")
         return "conforms, as tested" + (f" ({', '.join(limits)})" if limits else "")
 
     def reproduce(self, result: Result) -> str:
