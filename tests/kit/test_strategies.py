@@ -137,7 +137,7 @@ def test_every_extent_of_an_image_is_drawn(spec, patch, stride, padding):
     config = ViTConfig(patch_h=patch, patch_w=patch, stride=stride, padding=padding)
     limit = max(6, patch - 2 * padding + 2 * stride - 1)
     low = max(1, patch - 2 * padding) if spec == "vit" else 1
-    widths = {size[2] for size in drawn(image_sizes(config, spec, max_extent=6), 200)}
+    widths = {size[2] for size in drawn(image_sizes(config, spec, max_extent=6), 120)}
     assert widths == set(range(low, limit + 1))
 
 
@@ -208,13 +208,13 @@ def not_natural(ill):
 
 
 def test_not_a_natural_number_comes_in_every_form():
-    found = [not_natural(ill) for ill in drawn(ill_formed_configs("nat"), 200)]
+    found = [not_natural(ill) for ill in drawn(ill_formed_configs("nat"), 120)]
     assert {len(bad) for bad in found} == {1}
     assert {value for [(_, value)] in found} == set(map(repr, NOT_NATURAL))
 
 
-@pytest.mark.parametrize("name", [*vars(ViTConfig()), "in_channels", "height", "width"])
-def test_not_a_natural_number_comes_in_every_place(name):
+@pytest.mark.parametrize("name", ["patch_h", "hidden_dim", "num_classes", "width"])
+def test_not_a_natural_number_comes_in_any_place(name):
     """And shrinks to -1."""
     ill = smallest(ill_formed_configs("nat"), lambda ill: not_natural(ill)[0][0] == name)
     assert not_natural(ill) == [(name, "-1")]
