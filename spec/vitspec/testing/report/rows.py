@@ -112,7 +112,7 @@ def departs(result: Result) -> str:
         "xpassed": "passes, though declared to fail",
         "xfailed": "departs, as declared",
     }
-    return f"{result.check} {words.get(result.status, result.status)}{_at(result)}"
+    return printable(f"{result.check} {words.get(result.status, result.status)}{_at(result)}")
 
 
 def summary(report: Report) -> str:

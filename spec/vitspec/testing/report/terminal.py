@@ -151,7 +151,7 @@ def _print_failures(report: Report, console: Console) -> None:
 
 def _print_failure(report: Report, result: Result, console: Console) -> None:
     console.print()
-    console.print(Text(printable(departs(result)), style="bold red"), highlight=False)
+    console.print(Text(departs(result), style="bold red"), highlight=False)
     for words in (result.reason, result.point):
         if words:
             console.print(Padding(Text(printable(words)), (0, 0, 0, 2)), highlight=False)
