@@ -40,8 +40,11 @@ def nearest(implementation: Any, sample: Sample) -> Near | None:
         def ratio(logits: Any, truth: Any = truth, prices: Any = prices) -> float:
             return float(grade("logits", logits, truth["logits"], prices["logits"]).ratio)
 
-        with np.errstate(all="ignore"):
-            found = ratio(implementations.forward(implementation, point, precision)["logits"])
+        try:
+            with np.errstate(all="ignore"):
+                found = ratio(implementations.forward(implementation, point, precision)["logits"])
+        except implementations.AdapterError:  # it refuses what overflows, or what is not finite
+            continue
         if found <= 1:
             continue
         with mistaken(Candidate((deviation(name),))):

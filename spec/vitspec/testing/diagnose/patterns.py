@@ -6,6 +6,7 @@ tokens x the truth": the factor is 12 at one point and 20 at another, so only it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -57,7 +58,7 @@ def _factors(found: Array, truth: Array, sample: Sample, same: Same) -> Iterator
         return
     for label, value in _named_factors(sample.quantities).items():
         if same(found, value * truth):
-            yield f"{label} x the truth"
+            yield _phrase(label)
     yield f"{fitted:.4g} x the truth"
 
 
@@ -68,14 +69,29 @@ def _named_factors(quantities: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in factors.items() if value != 1}
 
 
+def _phrase(factor: str) -> str:
+    """The pattern of a factor."""
+    if factor == "-1":
+        return "minus the truth"
+    if factor.startswith("1 / "):
+        return f"the truth / {factor.removeprefix('1 / ')}"
+    return f"{factor} x the truth"
+
+
 def _other_tensors(name: str, found: Array, sample: Sample, same: Same) -> Iterator[str]:
     for other in sample.tensors:
         truth = sample.truth[other]
         if other != name and truth.shape == found.shape and truth.size > 1:
             if same(found, truth):
-                yield f"what {other} should be"
+                yield f"what {_within_layer(other, name)} should be"
             if same(found, -truth):
-                yield f"minus what {other} should be"
+                yield f"minus what {_within_layer(other, name)} should be"
+
+
+def _within_layer(other: str, name: str) -> str:
+    """A tensor's name, without that of the layer if it is this tensor's own."""
+    layer = re.match(r"encoder\.layers\.\d+\.", name)
+    return other.removeprefix(layer[0]) if layer else other
 
 
 def _orders(found: Array, truth: Array, same: Same) -> Iterator[str]:

@@ -22,7 +22,7 @@ from vitspec.testing.tolerance import worst
 SHOWN = 3
 """Deviations that are shown."""
 PAIR_SECONDS = 45.0
-"""How long pairs are tried for."""
+"""How long pairs are tried for, in processor time: a busy machine finds what an idle one does."""
 
 
 def diagnose(
@@ -152,7 +152,7 @@ def _departing(diagnosis: Diagnosis, samples: Sequence[Sample]) -> None:
         if any("arithmetic" in note for note in diagnosis.notes):
             diagnosis.verdict = "It is no known deviation; its errors are those of less precision."
     if search.out_of_time:
-        diagnosis.notes.append(f"Not all pairs were tried in {PAIR_SECONDS:g} s.")
+        diagnosis.notes.append(f"Not all pairs were tried, in {PAIR_SECONDS:g} s.")
     besides = {name for near in diagnosis.nearest for name in (*near.names, *near.same)}
     diagnosis.nearest += [_near(m) for m in search.nearest(SHOWN, tuple(besides))]
 

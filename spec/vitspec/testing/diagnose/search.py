@@ -125,11 +125,11 @@ class Search:
 
     Args:
         samples: where the implementation has been evaluated; the first decides most.
-        seconds: after which no more pairs are tried.
+        seconds: of processor time, after which no more pairs are tried.
     """
 
     def __init__(self, samples: Sequence[Sample], seconds: float = 60.0) -> None:
-        self.samples, self.deadline = samples, time.monotonic() + seconds
+        self.samples, self.deadline = samples, time.process_time() + seconds
         self.with_gradients = len(samples[0].tensors) > 1
         self.all = candidates(samples[0].case.spec, self.with_gradients)
         self.out_of_time = False
@@ -287,14 +287,15 @@ class Search:
             if not c.in_the_forward
         }
         everything = set(self.samples[0].tensors)
-        likely, others = [], []
+        likely: list[Candidate] = []
+        others: list[Candidate] = []
         for a, b in pairs:
             (likely if explains[a] | explains[b] == everything else others).append(a.and_also(b))
         return likely, others
 
     def _late(self, candidate: Candidate) -> bool:
         """Whether it is too late to try a pair; single deviations always are tried."""
-        if len(candidate.deviations) > 1 and time.monotonic() > self.deadline:
+        if len(candidate.deviations) > 1 and time.process_time() > self.deadline:
             self.out_of_time = True
         return self.out_of_time and len(candidate.deviations) > 1
 

@@ -45,32 +45,38 @@ class DiagnosisRow:
 
 
 def diagnosis_table(
-    dtypes: Sequence[str] = ("float32", "float64"), names: Iterable[str] | None = None
+    dtypes: Sequence[str] = ("float32", "float64"),
+    names: Iterable[str] | None = None,
+    both_models: bool = False,
 ) -> list[DiagnosisRow]:
     """Plant every deviation that shows in a model, in each precision, and diagnose it.
+
+    A mistaken forward is planted twice: with the derivatives of the right one, and with its own.
 
     Args:
         dtypes: the precisions.
         names: the deviations; None for all.
+        both_models: plant what shows in both models in each of them, not in one by turns.
     """
     chosen = [d for d in CATALOGUE if d.specs and d.kind != "jvp"]
     if names is not None:
         wanted = set(names)
         chosen = [d for d in chosen if d.name in wanted]
-    return [row for dtype in dtypes for d in chosen for row in _rows(d, dtype)]
+    rows = []
+    for dtype in dtypes:
+        for i, d in enumerate(chosen):
+            specs = d.specs if both_models else (d.specs[i % len(d.specs)],)
+            rows += [row for spec in specs for row in _rows(d, spec, dtype)]
+    return rows
 
 
-def _rows(deviation: Deviation, dtype: str) -> list[DiagnosisRow]:
+def _rows(deviation: Deviation, spec: str, dtype: str) -> list[DiagnosisRow]:
     variants = [(deviation, False)]
     if deviation.derivatives:
         own = deviation.differentiated()
         assert own is not None
         variants.append((own, True))
-    return [
-        _row(variant, automatic, spec, dtype)
-        for variant, automatic in variants
-        for spec in deviation.specs
-    ]
+    return [_row(variant, automatic, spec, dtype) for variant, automatic in variants]
 
 
 def _row(deviation: Deviation, automatic: bool, spec: str, dtype: str) -> DiagnosisRow:
@@ -85,7 +91,8 @@ def _row(deviation: Deviation, automatic: bool, spec: str, dtype: str) -> Diagno
 def rows_table(rows: Sequence[DiagnosisRow]) -> Table:
     """How many are named first in each precision, and each that is not."""
     table = Table(box=box.SIMPLE_HEAD, width=80, pad_edge=False)
-    for heading in ("dtype", "planted", "named first", "largest distance", "smallest gap", "s each"):
+    headings = ("dtype", "planted", "named first", "largest distance", "smallest gap", "s each")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "dtype" else "right")
     for dtype in dict.fromkeys(row.dtype for row in rows):
         own = [row for row in rows if row.dtype == dtype]

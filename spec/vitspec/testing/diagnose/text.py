@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich import box
@@ -11,7 +12,8 @@ from rich.text import Text
 from vitspec.testing.diagnose.diagnosis import Departure, Diagnosis, Near
 
 WIDTH = 80
-TENSORS_SHOWN = 12
+KINDS_SHOWN = 12
+"""Rows of the table of departures; JSON has all."""
 
 
 def diagnosis_tables(diagnosis: Diagnosis) -> list[Any]:
@@ -43,7 +45,9 @@ def _table(*headings: tuple[str, str]) -> Table:
 
 
 def _nearest_table(d: Diagnosis) -> Table:
-    table = _table(("nearest deviations", ""), ("distance", "right"), ("tensors that agree", "right"))
+    table = _table(
+        ("nearest deviations", ""), ("distance", "right"), ("tensors that agree", "right")
+    )
     for near in d.nearest:
         table.add_row(_name(near), _number(near.distance), f"{near.agreeing} of {near.compared}",
                       style="bold" if near.matches else "")  # fmt: skip
@@ -60,16 +64,20 @@ def _name(near: Near) -> Text:
 
 
 def _departures_table(d: Diagnosis) -> Table:
-    table = _table(
-        ("departs", ""), ("error", "right"), ("bound", "right"), ("points", "right"), ("it is", "")
-    )
-    for one in d.departures[:TENSORS_SHOWN]:
+    """One row for each kind of tensor, with its worst layer."""
+    kinds: dict[str, list[Departure]] = {}
+    for one in d.departures:
+        kinds.setdefault(re.sub(r"layers\.\d+", "layers.*", _shown(one)), []).append(one)
+    table = _table(("departs", ""), ("error", "right"), ("bound", "right"), ("it is", ""))
+    for shown, layers in list(kinds.items())[:KINDS_SHOWN]:
+        worst = max(layers, key=lambda one: one.error / one.bound if one.bound else 0.0)
+        patterns = {one.pattern for one in layers}
         table.add_row(
-            _shown(one), f"{one.error:.1e}", f"{one.bound:.1e}", f"{one.points} of {len(d.points)}",
-            one.pattern,
+            shown if len(layers) > 1 else _shown(worst), f"{worst.error:.1e}",
+            f"{worst.bound:.1e}", patterns.pop() if len(patterns) == 1 else "",
         )  # fmt: skip
-    if (more := len(d.departures) - TENSORS_SHOWN) > 0:
-        table.add_row(f"... and {more} more", "", "", "", "", style="dim")
+    if (more := len(kinds) - KINDS_SHOWN) > 0:
+        table.add_row(f"... and {more} more", "", "", "", style="dim")
     return table
 
 
