@@ -37,8 +37,8 @@ DATA = Path(__file__).parent / "data" / "v1"
 """The vectors of this package."""
 
 EXPORT = "vitspec-vectors-export/1"
-FOR_GRADING = ("tolerance", "kill_margin", "flags")
-"""What a prompt leaves out of its case: a program needs none of it."""
+FOR_GRADING = ("tolerance", "kill_margin", "flags", "judges", "violations")
+"""What a prompt leaves out of its case: a program needs none of it, or is to find it out."""
 MAX_REASON = 2**12
 """Bytes of the longest `rejected.txt`."""
 

@@ -19,14 +19,16 @@ ORDINARY = "basic"
 def cases_table() -> Table:
     """The table of all cases, for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("case", "of", "kills", "what it asks", box=None, pad_edge=False)
+    table = Table("case", "of", "kills", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     for case_id in folder.ids():
         vector = folder.load(case_id)
         what = vector.case.get("layer") or vector.case["spec"]
         kills = "-" if vector.kind == "ill-formed" else str(len(vector.case["flags"]))
-        table.add_row(case_id, what, kills, vector.case["description"])
+        table.add_row(Text(case_id), what, kills)
+        table.add_row(Text(f"  {vector.case['description']}", style="dim"))
     return table
 
 
@@ -49,7 +51,7 @@ def low_precision_table(dtype: str = "bfloat16") -> str:
     for deviation in hidden:
         seen = [(v.case["kill_margin"].get(dtype, {}).get(deviation.name, 0), v.id) for v in graded]
         best = sorted((margin, case_id) for margin, case_id in seen if margin > 1)[::-1][:3]
-        shown = ", ".join(f"`{case_id}` ({margin:.2g})" for margin, case_id in best)
+        shown = ", ".join(f"`{case_id}` ({margin:g})" for margin, case_id in best)
         lines.append(f"| [{deviation.name}](catalogue.md#{deviation.name}) | {shown or 'none'} |")
     return "\n".join(lines) + "\n"
 
