@@ -118,7 +118,6 @@ scale           0    1    0
 It wrote to its standard output:
   | loading
   | [red]done[/red]
-Declared, but nothing is named so: vjp.nothing
 
 vjp departs at the photograph
   the photograph, ViTConfig()
@@ -134,6 +133,8 @@ run could not be run at case 2
   it raised ValueError: [bold]no[/bold]
   reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --only run --case 2
 and 1 more: scale
+Declared, but nothing is named so: vjp.nothing
+
 """
 
 

@@ -27,7 +27,7 @@ LIGHT = (
 )  # fmt: skip
 DARK = (
     ("#1b2836", "#b9c6d3"), ("#21435f", "#d5e2ee"), ("#2c6796", "#f2f7fb"), ("#5aa3dc", "#06121c"),
-    ("#7a3d10", "#ffe9d6"), ("#c2600f", "#1c0d00"), ("#fb923a", "#1c0d00"), ("#ffd0a3", "#1c0d00"),
+    ("#7a3d10", "#ffe9d6"), ("#d06a14", "#1c0d00"), ("#fb923a", "#1c0d00"), ("#ffd0a3", "#1c0d00"),
 )  # fmt: skip
 """The colours of the bins, and of the figures on them."""
 

@@ -175,7 +175,7 @@ WORST_OF_RUNS = 1.5
 """Bits by which a price, the worst of several runs, is above the error of one."""
 LIKE = 2.0
 """Bits by which the median may differ."""
-SPREAD = 3.0
+SPREAD = 3.6
 """Bits within which most tensors lie. A mistake spares some of them, and ruins others."""
 MANY = 10
 """Tensors that it takes to tell."""
