@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vitspec.testing.catalogue import CATALOGUE, Deviation
+from vitspec.testing.catalogue import CATALOGUE
 from vitspec.testing.vectors import folder
 from vitspec.testing.vectors.folder import Vector
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-ORDINARY = "basic"
-"""The category of models whose inputs are nothing special."""
-
 
 def cases_table() -> Table:
     """The table of all cases, for a terminal."""
@@ -33,30 +28,26 @@ def cases_table() -> Table:
 
 
 def low_precision_table(dtype: str = "bfloat16") -> str:
-    """Markdown: the deviations that ordinary whole models hide in a precision, and what sees them.
+    """Markdown: what ordinary whole models show in float64 and hide in `dtype`, and what sees it.
 
-    A deviation is seen where it lies beyond the bound. It is hidden if no ordinary model (a case of
-    the category `basic`) sees it.
+    A deviation is seen where it lies beyond the bound. Ordinary are the models of `basic`.
     """
     graded = [v for v in map(folder.load, folder.ids()) if v.kind != "ill-formed"]
-    hidden = [d for d in CATALOGUE if d.visible_in_model and not any(_ordinary(d, dtype, graded))]
-    visible = sum(d.visible_in_model for d in CATALOGUE)
+    ordinary = [v for v in graded if v.kind == "model" and v.case["category"] == "basic"]
+    shown = [d.name for d in CATALOGUE if _best(d.name, "float64", ordinary)]
+    hidden = [name for name in shown if not _best(name, dtype, ordinary)]
     lines = [
-        f"Ordinary models in {dtype} see {visible - len(hidden)} of {visible} deviations. The"
-        " others, with the vectors that see them and how far beyond the bound:",
-        "",
-        f"| hidden in {dtype} | seen by |",
+        f"| hidden in {dtype}: {len(hidden)} of {len(shown)} | seen by (times over the bound) |",
         "| --- | --- |",
     ]
-    for deviation in hidden:
-        seen = [(v.case["kill_margin"].get(dtype, {}).get(deviation.name, 0), v.id) for v in graded]
-        best = sorted((margin, case_id) for margin, case_id in seen if margin > 1)[::-1][:3]
-        shown = ", ".join(f"`{case_id}` ({margin:g})" for margin, case_id in best)
-        lines.append(f"| [{deviation.name}](catalogue.md#{deviation.name}) | {shown or 'none'} |")
+    for name in hidden:
+        best = _best(name, dtype, graded)[:3]
+        seen = ", ".join(f"`{case_id}` ({margin:g})" for margin, case_id in best)
+        lines.append(f"| [{name}](catalogue.md#{name}) | {seen or 'none'} |")
     return "\n".join(lines) + "\n"
 
 
-def _ordinary(deviation: Deviation, dtype: str, graded: list[Vector]) -> Iterator[bool]:
-    for vector in graded:
-        if vector.kind == "model" and vector.case["category"] == ORDINARY:
-            yield vector.case["kill_margin"].get(dtype, {}).get(deviation.name, 0) > 1
+def _best(name: str, dtype: str, vectors: list[Vector]) -> list[tuple[float, str]]:
+    """The vectors that see a deviation, with its margin there, the largest first."""
+    margins = [(v.case["kill_margin"].get(dtype, {}).get(name, 0.0), v.id) for v in vectors]
+    return sorted((found for found in margins if found[0] > 1), reverse=True)
