@@ -425,6 +425,11 @@ def test_an_unknown_precision_is_refused():
         an_adapter(dtype=("float64", "float8"))
 
 
+def test_a_function_that_is_not_specified_is_refused():
+    with pytest.raises(ValueError, match="expected one of vit, vit-cls, got 'other'"):
+        an_adapter(spec="other")
+
+
 def test_arrays_of_a_type_that_it_does_not_compute_in_are_refused():
     with pytest.raises(TypeError, match="mine computes in float32, not in float64"):
         an_adapter(dtype="float32").precision(np.zeros(2))

@@ -9,6 +9,7 @@ from typing import Any
 from vitspec.config import ViTConfig
 from vitspec.testing.adapters.maps import SAME_NAMES
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
+from vitspec.testing.cases import MODELS
 from vitspec.testing.precision import PRECISIONS
 from vitspec.typing import Array
 
@@ -43,6 +44,8 @@ class Adapter:
         self.name_map = name_map
         self.dtype = dtype
         check_dtypes(dtype)
+        if spec not in MODELS:  # a name map leads to the specification's names
+            raise ValueError(f"spec: expected one of {', '.join(MODELS)}, got {spec!r}")
         self._supports = supports
         self._built = lru_cache(KEPT)(self._build)
 
