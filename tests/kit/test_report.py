@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import vitspec
 from vitspec.testing import check
 from vitspec.testing.catalogue import CATALOGUE, deviation
 from vitspec.testing.declared import Declaration, Deviation, apply
@@ -152,7 +153,9 @@ def test_a_report_at_80_columns():
     assert [line.partition(":")[0] for line in legend] == [
         "error", "price", "bound", "ratio", "d x", "~0", "*",
     ]  # fmt: skip
-    assert verdict == "vitspec 0.1.0: my-vit does not conform (float32, seed 3, 0 s)"
+    assert (
+        verdict == f"vitspec {vitspec.__version__}: my-vit does not conform (float32, seed 3, 0 s)"
+    )
 
 
 def test_nothing_but_commands_is_wider_than_80_columns(good, bad):
