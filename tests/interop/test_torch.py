@@ -18,7 +18,7 @@ from vitspec.layers.attention import (
     scaled_dot_product_attention_backward,
 )
 from vitspec.testing.cases import MODELS, random_case
-from vitspec.testing.check import load_photograph
+from vitspec.testing.photograph import load_photograph
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional

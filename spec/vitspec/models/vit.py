@@ -19,15 +19,11 @@ Lean: `ViTSpec`, `ViTGrads`, `ViTClsSpec`, `ViTClsGrads` and `.forward`, `.backw
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
-
-import numpy as np
+from typing import Any, ClassVar
 
 from vitspec import geometry
 from vitspec.config import ViTConfig
-from vitspec.errors import InvalidArray, InvalidParameters
 from vitspec.layers.conv2d import Conv2DSpec, conv2d, conv2d_backward, conv2d_jvp
 from vitspec.layers.linear import LinearSpec, linear, linear_backward, linear_jvp
 from vitspec.layers.positional_encoding import (
@@ -36,13 +32,7 @@ from vitspec.layers.positional_encoding import (
     add_positional_encoding_backward,
     add_positional_encoding_jvp,
 )
-from vitspec.models.parameters import (
-    build_encoder,
-    check_model,
-    check_parameter_count,
-    parameter_shapes,
-    random_parameters,
-)
+from vitspec.models.model import Model
 from vitspec.models.tokens import (
     cls_pool,
     cls_pool_backward,
@@ -62,8 +52,8 @@ from vitspec.models.transformer import (
     encoder_jvp,
     encoder_trace,
 )
-from vitspec.records import Record, check_array, check_flat, is_scalar_type, named, record
-from vitspec.typing import SCALAR_TYPES, Array, Scalar, TupleOf
+from vitspec.records import Record, check_array, named, record
+from vitspec.typing import Array, Scalar, TupleOf
 
 
 @dataclass(frozen=True)
@@ -77,120 +67,14 @@ class ViTTrace:
     logits: Array
 
 
-class _VisionTransformer(Record, ABC):
+class _VisionTransformer(Model, ABC):
     """Forward, backward and JVP of both models, which differ in four linear maps.
 
     `_sequence` makes the encoder's sequence from the tokens and `_pool` one row from its output;
     `_sequence_backward` and `_pool_backward` are their adjoints.
     """
 
-    has_cls_token: ClassVar[bool]
     grads_type: ClassVar[type[Any]]
-
-    config: ViTConfig
-    in_channels: int
-    height: int
-    width: int
-    patch_embed: Conv2DSpec
-    pos_enc: PositionalEncodingSpec
-    encoder: TransformerEncoder
-    head: LinearSpec
-
-    def __post_init__(self) -> None:
-        """Check that the configuration is well-formed and that the parameters fit it."""
-        super().__post_init__()
-        c, size = self.config, (self.in_channels, self.height, self.width)
-        check_model(c, *size, cls=self.has_cls_token)
-        layers = self.encoder.layers  # as in Lean, only the list counts, not config.num_layers
-        shapes = parameter_shapes(c, *size, cls=self.has_cls_token, num_layers=len(layers))
-        check_flat(self.to_flat(), shapes, type(self).__name__)
-        static = {
-            "patch_embed.stride": (self.patch_embed.stride, c.stride),
-            "patch_embed.padding": (self.patch_embed.padding, c.padding),
-        } | {
-            f"encoder.layers.{i}.mha.head_count": (layer.mha.head_count, c.head_count)
-            for i, layer in enumerate(layers)
-        }
-        wrong = [
-            f"{n}: expected {want}, got {got}" for n, (got, want) in static.items() if got != want
-        ]
-        if wrong:
-            raise InvalidParameters(type(self).__name__, wrong)
-
-    @classmethod
-    def init(
-        cls,
-        config: ViTConfig,
-        *,
-        in_channels: int,
-        height: int,
-        width: int,
-        rng: np.random.Generator,
-        dtype: Any = np.float64,
-    ) -> Self:
-        """A model with fresh random parameters, in which nothing is zero or alike.
-
-        Raises:
-            NotWellFormed: the configuration breaks a rule, or the image has no channel or (for mean
-                pooling) no patch.
-            InvalidParameters: there would be more than `MAX_PARAMETERS` or `MAX_LAYERS`.
-            InvalidArray: `rng` is no generator, or `dtype` no float or complex type.
-        """
-        C, H, W = check_model(config, in_channels, height, width, cls=cls.has_cls_token)
-        if not isinstance(rng, np.random.Generator):
-            raise InvalidArray(
-                f"rng: expected a numpy.random.Generator, got {type(rng).__name__}; "
-                "np.random.default_rng(0) makes one"
-            )
-        if not is_scalar_type(dtype) or np.dtype(dtype) == np.dtype(object):
-            raise InvalidArray(
-                f"dtype: expected one of {', '.join(SCALAR_TYPES[:-1])}, got {dtype!r}; "
-                "to_reals makes real balls of floats"
-            )
-        check_parameter_count(config, C, H, W, cls=cls.has_cls_token)
-        shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
-        flat = random_parameters(shapes, rng, np.dtype(dtype))
-        return cls.from_flat(config, flat, in_channels=C, height=H, width=W)
-
-    @classmethod
-    def from_flat(
-        cls,
-        config: ViTConfig,
-        flat: Mapping[str, Array],
-        *,
-        in_channels: int,
-        height: int,
-        width: int,
-    ) -> Self:
-        """The model with these parameters, by flat name; the arrays are not copied.
-
-        Raises:
-            NotWellFormed: as `init`.
-            InvalidParameters: names are missing or unexpected, shapes are wrong or scalar types are
-                mixed; all of it is listed.
-        """
-        C, H, W = check_model(config, in_channels, height, width, cls=cls.has_cls_token)
-        check_parameter_count(config, C, H, W, cls=cls.has_cls_token)
-        shapes = parameter_shapes(config, C, H, W, cls=cls.has_cls_token)
-        check_flat(flat, shapes, f"The parameters of {cls.__name__}")
-        parts: dict[str, Any] = {
-            "config": config,
-            "patch_embed": Conv2DSpec(
-                stride=config.stride,
-                padding=config.padding,
-                kernel=flat["patch_embed.kernel"],
-                bias=flat["patch_embed.bias"],
-            ),
-            "pos_enc": PositionalEncodingSpec(pos=flat["pos_enc.pos"]),
-            "encoder": build_encoder(config, flat),
-            "head": LinearSpec(weights=flat["head.weights"], bias=flat["head.bias"]),
-            "in_channels": C,
-            "height": H,
-            "width": W,
-        }
-        if cls.has_cls_token:
-            parts["cls_token"] = flat["cls_token"]
-        return cls(**parts)
 
     def forward(self, image: Scalar[Array, "C H W"]) -> Scalar[Array, "K"]:
         """The logits of one image.
@@ -259,7 +143,7 @@ class _VisionTransformer(Record, ABC):
         return grads, d_image
 
     def jvp(
-        self, image: Scalar[Array, "C H W"], tangent: Self, d_image: Scalar[Array, "C H W"]
+        self, image: Scalar[Array, "C H W"], tangent: Any, d_image: Scalar[Array, "C H W"]
     ) -> Scalar[Array, "K"]:
         """The tangent of the logits along the parameters' `tangent` and d_image.
 
@@ -281,22 +165,6 @@ class _VisionTransformer(Record, ABC):
         d_embedded = add_positional_encoding_jvp(self.pos_enc, tangent.pos_enc, d_sequence)
         d_encoded = encoder_jvp(self.encoder, t.embedded, tangent.encoder, d_embedded, t.layers)
         return linear_jvp(self.head, t.pooled, tangent.head, self._pool(d_encoded))
-
-    def _check_image(self, name: str, image: Any) -> None:
-        shape = (self.in_channels, self.height, self.width)
-        check_array(name, image, shape, "channels, height, width", self.dtype)
-
-    def _check_tangent(self, tangent: Any) -> None:
-        if type(tangent) is not type(self):
-            problem = f"expected a {type(self).__name__}, got {type(tangent).__name__}"
-            raise InvalidParameters("The tangent's parameters", [problem])
-        shapes = {name: leaf.shape for name, leaf in self.to_flat().items()}
-        check_flat(tangent.to_flat(), shapes, "The tangent's parameters")
-        if tangent.dtype != self.dtype:
-            problem = f"expected scalar type {self.dtype}, got {tangent.dtype}"
-            raise InvalidParameters("The tangent's parameters", [problem])
-        for name, leaf in tangent.to_flat().items():
-            check_array(f"tangent {name}", leaf, leaf.shape, "as in the model", self.dtype)
 
     @abstractmethod
     def _sequence(self, tokens: Array) -> Array: ...
