@@ -517,6 +517,12 @@ def test_an_ill_formed_configuration_shrinks_to_the_smallest_that_breaks_its_rul
     assert changed == expected.get(rule, dict.fromkeys(changed, 0))
 
 
+def test_without_tokens_the_smallest_has_a_patch_too_large_and_not_stride_0():
+    ill = smallest(ill_formed_configs("h_tok"), lambda ill: ill.fields["padding"] == 1)
+    assert ill.fields["stride"] == 1
+    assert ill.fields["patch_h"] == 4  # of an image and its padding of 3 rows
+
+
 def test_the_smallest_of_all_ill_formed_ones_breaks_one_rule():
     assert len(smallest(ill_formed_configs()).labels) == 1
 
