@@ -1,101 +1,159 @@
-"""The command: exit codes that a script can trust, tables, JSON."""
+"""The command: exit codes that a script can trust, tables, files."""
 
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 from typer.testing import CliRunner
 
 from vitspec import ViTConfig, __version__
 from vitspec.cli import app
-from vitspec.testing import bench, check, implementations
 
 TINY = ViTConfig(
     patch_h=56, patch_w=56, stride=56, padding=0,
     embed_dim=8, hidden_dim=8, head_count=2, num_layers=2, num_classes=3,
 )  # fmt: skip
+FAST = ("--cases", 2, "--no-photograph", "--no-vectors")
+WRONG = "planted:attention-scale-missing"
 
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     return lambda *args: CliRunner().invoke(app, [str(a) for a in args])
 
 
-@pytest.fixture
-def installed(monkeypatch, implementation):
-    """Install implementations for this process, and check small cases in it."""
-
-    def install(**by_name):
-        monkeypatch.setattr(implementations, "names", lambda: sorted(by_name))
-        monkeypatch.setattr(implementations, "load", by_name.__getitem__)
-        monkeypatch.setattr(check, "check_installed", here)
-
-    def here(names, seed, cases, photograph, workers):
-        for name in names:
-            if photograph:
-                grades = check.check_photograph(implementations.load(name), seed, config=TINY)
-                yield check.PhotographResult(name, grades)
-            yield check.check_seeds(name, range(seed, seed + cases))
-
-    return install
+# ---- check ---------------------------------------------------------------------------------------
 
 
-def test_exit_0_tables_and_json_where_everything_conforms(run, installed, implementation, tmp_path):
-    installed(mean=implementation("vit"), cls=implementation("vit-cls"))
+def test_the_installed_fast_path_conforms(run, tmp_path):
+    pytest.importorskip("jax")
     file = tmp_path / "report.json"
-    result = run("check", "--cases", 3, "--json", file)
+    result = run("check", "vitfast", "vitfast-cls", *FAST, "--json", file)
     assert result.exit_code == 0, result.output
-    assert f"vitspec {__version__}: conforms, as tested" in result.output
-    assert "d layers.*.mha.wq" in result.output
+    assert f"vitspec {__version__}: vitfast conforms, as tested" in " ".join(result.output.split())
     report = json.loads(file.read_text())
-    assert report["conforms"] is True
-    assert report["schema"] == "vitspec-check/1"
-    assert set(report["photograph"]) == {"mean", "cls"}
-    assert len(report["cases"]) == 6
-    assert {g["tensor"] for g in report["photograph"]["cls"]} >= {"logits", "image", "cls_token"}
+    assert [one["target"] for one in report["reports"]] == ["vitfast", "vitfast-cls"]
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_exit_1_and_the_case_where_something_departs(run, installed, implementation, tmp_path):
-    installed(wrong=implementation("vit", "attention-scale-missing"))
-    file = tmp_path / "report.json"
-    result = run("check", "--cases", 2, "--json", file)
+def test_exit_1_and_every_kind_of_report_where_something_departs(run, tmp_path):
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "junit", "markdown", "html")}
+    options = [part for kind, file in files.items() for part in (f"--{kind}", file)]
+    result = run("check", WRONG, *FAST, *options)
     assert result.exit_code == 1, result.output
     assert "does not conform" in result.output
-    assert "departs on Case(" in result.output.replace("\n", " ")
-    assert json.loads(file.read_text())["conforms"] is False
+    assert max(len(line) for line in result.output.splitlines() if "reproduce" not in line) <= 80
+    assert json.loads(files["json"].read_text())["conforms"] is False
+    assert ElementTree.parse(files["junit"]).getroot().iter("failure")
+    assert "does not conform" in files["markdown"].read_text()
+    assert "<svg" in files["html"].read_text()
+
+
+def test_the_command_that_a_failure_ends_with_reproduces_it(run):
+    result = run("check", WRONG, *FAST)
+    words = " ".join(result.output.split())
+    command = words.partition("reproduce: vitspec ")[2].split()
+    command = command[: command.index("--case") + 2] if "--case" in command else command
+    again = run(*command)
+    assert again.exit_code == 1, again.output
+    assert "reproduce: vitspec " + " ".join(command) in " ".join(again.output.split())
+
+
+def test_only_the_named_checks_run(run, tmp_path):
+    file = tmp_path / "report.json"
+    run("check", WRONG, "--only", "permute-*", "--law", 0, "--json", file)
+    (report,) = json.loads(file.read_text())["reports"]
+    assert {r["check"].split("-")[0] for r in report["results"]} == {"permute"}
+
+
+def test_a_configuration_of_the_users_own(run, tmp_path):
+    file = tmp_path / "report.json"
+    config = "embed_dim=8,hidden_dim=6,head_count=2,num_layers=1,num_classes=3,patch_h=4,patch_w=4"
+    result = run("check", WRONG, *FAST, "--config", f"{config},stride=4", "--json", file)
+    assert result.exit_code == 1, result.output
+    (report,) = json.loads(file.read_text())["reports"]
+    points = [r["point"] for r in report["results"] if r["check"] == "vjp"]
+    assert points
+    assert all("embed_dim=8" in point for point in points)
+
+
+def test_a_declared_deviation_is_an_expected_failure(run, tmp_path):
+    declaration = tmp_path / "deviations.toml"
+    declaration.write_text(
+        "schema = 1\n[[deviation]]\nchecks = ['forward*', 'vjp*', 'permute-*', 'linearity*',"
+        " 'vector.*']\nkind = 'choice'\nreason = 'our scores are not scaled'\n"
+    )
+    result = run("check", WRONG, *FAST, "--declared", declaration)
+    assert result.exit_code in (0, 1)
+    assert "our scores are not scaled" in " ".join(result.output.split()) or result.exit_code == 1
+    declaration.write_text("schema = 1\n[[deviation]]\nchecks = ['forward*']\n")
+    result = run("check", WRONG, *FAST, "--declared", declaration)
+    assert result.exit_code == 2
+    assert "reason" in result.output
 
 
 def test_exit_2_for_wrong_usage_before_any_work(run, tmp_path):
     assert run("check", "--json", tmp_path / "missing" / "report.json").exit_code == 2
-    assert run("check", "--json", tmp_path).exit_code == 2
-    assert run("check", "--cases", 0, "--no-photograph").exit_code == 2
+    assert run("check", "--html", tmp_path).exit_code == 2
+    assert run("check", "--cases", 0, "--no-photograph", "--no-vectors").exit_code == 2
     assert run("check", "--cases", -1).exit_code == 2
+    assert run("check", WRONG, "--config", "embed_dim=0").exit_code == 2
+    assert run("check", WRONG, "--config", "no_such_field=1").exit_code == 2
     assert run("bench", "--repetitions", 0).exit_code == 2
+    assert run("vectors", "grade", tmp_path / "missing").exit_code == 2
+    assert run("shapes", "no_such_config").exit_code == 2
 
 
-def test_exit_3_where_the_implementation_cannot_run(run, installed):
-    result = run("check", "nope")
-    assert result.exit_code == 3
-
-    class Raises:
-        name, version, spec, dtype = "raises", "0", "vit", "float32"
-
-        def forward(self, *args):
-            raise RuntimeError("no device")
-
-    installed(raises=Raises())
-    assert run("check", "--cases", 1, "--no-photograph").exit_code == 3
+def test_exit_3_where_the_implementation_cannot_run(run):
+    for target in ("nope", "no_module:x", "nowhere.py", "planted:nope"):
+        assert run("check", target, *FAST).exit_code == 3
+        assert run("diagnose", target).exit_code == 3
+    assert run("check", WRONG, *FAST, "--dtype", "float16").exit_code == 3
 
 
-def test_small_cases_run_in_processes_with_the_installed_fast_path(run, tmp_path):
-    pytest.importorskip("jax")
-    file = tmp_path / "report.json"
-    result = run("check", "vitfast", "--cases", 2, "--no-photograph", "--json", file)
+# ---- the others ----------------------------------------------------------------------------------
+
+
+def test_shapes_prints_every_shape(run, tmp_path):
+    file = tmp_path / "shapes.json"
+    result = run("shapes", "base", "--json", file)
     assert result.exit_code == 0, result.output
-    assert [c["implementation"] for c in json.loads(file.read_text())["cases"]] == ["vitfast"] * 2
+    assert "768" in result.output
+    assert max(len(line) for line in result.output.splitlines()) <= 80
+    assert json.loads(file.read_text())["schema"].startswith("vitspec-shapes/")
+
+
+def test_diagnose_names_a_planted_mistake(run, tmp_path):
+    file = tmp_path / "diagnosis.json"
+    result = run("diagnose", WRONG, "--json", file)
+    assert result.exit_code == 1, result.output
+    assert "attention-scale-missing" in result.output
+    assert json.loads(file.read_text())
+
+
+def test_the_catalogue_lists_and_shows_a_mistake(run):
+    assert "attention-scale-missing" in run("catalogue").output
+    one = run("catalogue", "attention-scale-missing").output
+    assert "vitspec check planted:attention-scale-missing" in " ".join(one.split())
+    assert run("catalogue", "nope").exit_code == 2
+    from vitspec.testing.catalogue import catalogue_markdown
+
+    assert run("catalogue", "--markdown").output == catalogue_markdown()
+
+
+def test_tolerances_prints_and_renews_the_table(run, tmp_path):
+    page = tmp_path / "tolerances.md"
+    page.write_text("# A page\n")
+    result = run("tolerances", "--seeds", 1, "--dtype", "float32", "--markdown", page)
+    assert result.exit_code == 0, result.output
+    first = page.read_text()
+    assert first.startswith("# A page")
+    assert "chunked-softmax" in first
+    run("tolerances", "--seeds", 1, "--dtype", "float32", "--markdown", page)
+    assert page.read_text() == first
 
 
 def test_deviations_prints_the_ledger(run, monkeypatch):

@@ -59,7 +59,8 @@ from vitspec.layers.positional_encoding import (
     add_positional_encoding,
     add_positional_encoding_backward,
 )
-from vitspec.models import model, vit
+from vitspec.models import model as building
+from vitspec.models import vit
 from vitspec.models.tokens import (
     cls_pool_backward,
     mean_pool,
@@ -110,7 +111,7 @@ def no_forward(monkeypatch):
 def no_draw(monkeypatch):
     """Poison the drawing of parameters and the building of records."""
     for name in ("random_parameters", "build_encoder"):
-        monkeypatch.setattr(model, name, _work)
+        monkeypatch.setattr(building, name, _work)
 
 
 def test_the_poisons_work(model, image, no_forward, no_draw):

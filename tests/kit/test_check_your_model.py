@@ -1,0 +1,71 @@
+"""The five-minute page: every command on it is run, and prints what the page shows."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "check-your-model.md"
+
+
+def blocks(kind):
+    return re.findall(rf"^```{kind}\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def steps():
+    """(command, lines expected, exit code) of every command, in order."""
+    found = []
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *lines = part.splitlines()
+            code = 0
+            if lines and (match := re.fullmatch(r"\[exit code (\d)\]", lines[-1])):
+                code, lines = int(match[1]), lines[:-1]
+            found.append((command, [line for line in lines if line != "..."], code))
+    return found
+
+
+def plain(text):
+    """Words, without the lines of tables."""
+    return " ".join(re.sub(r"[│┃━─┏┓┗┛┡┩└┘]", " ", text).split())
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """A directory with the page's files, and an environment that finds `vitspec` and `python`."""
+    pytest.importorskip("jax")
+    directory = tmp_path_factory.mktemp("page")
+    for block in blocks("python"):
+        name = re.match(r"# (\S+\.py)\n", block)[1]
+        (directory / name).write_text(block)
+    (directory / "bin").mkdir()
+    program = "import sys; from vitspec.cli import main; sys.argv[0] = 'vitspec'; main()"
+    scripts = {"vitspec": f'exec {sys.executable} -c "{program}" "$@"',
+               "python": f'exec {sys.executable} "$@"'}  # fmt: skip
+    for name, line in scripts.items():
+        script = directory / "bin" / name
+        script.write_text(f"#!/bin/sh\n{line}\n")
+        script.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{directory / 'bin'}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1",
+        "COLUMNS": "80",
+    }  # fmt: skip
+    return directory, environment
+
+
+def test_every_command_prints_what_the_page_shows(session):
+    directory, environment = session
+    assert len(steps()) >= 9
+    for command, expected, code in steps():
+        done = subprocess.run(
+            command, shell=True, cwd=directory, env=environment, capture_output=True, text=True,
+            check=False, timeout=300,
+        )  # fmt: skip
+        output = plain(done.stdout)
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        for line in expected:
+            words = plain(line)
+            assert words in output, f"{command}\nexpected: {words}\ngot: {done.stdout}"
