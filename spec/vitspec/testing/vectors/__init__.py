@@ -6,7 +6,7 @@
 `docs/vectors.md` describes the files.
 """
 
-from vitspec.testing.vectors.build import build
+from vitspec.testing.vectors.building import build
 from vitspec.testing.vectors.folder import Vector, export, ids, load
 from vitspec.testing.vectors.format import VectorError
 from vitspec.testing.vectors.grading import check_vectors, grade_report, verify

@@ -406,8 +406,9 @@ _LAYERS = (
     ),
     LayerPlan(
         "adversarial", "layer-norm-small-variance", "the variance is about epsilon, so that "
-        "another epsilon shows in every precision", "layer_norm",
-        _layer_norm_shapes(5, 12), (5, 12), scales={"x": 2.0**-9}, dtypes=WITHOUT_FLOAT16,
+        "another epsilon shows in every precision; gammas are large, so that a gradient without "
+        "them does too", "layer_norm", _layer_norm_shapes(5, 12), (5, 12),
+        scales={"x": 2.0**-9, "gamma": 4}, dtypes=WITHOUT_FLOAT16,
     ),
     LayerPlan(
         "adversarial", "layer-norm-two-features", "a variance that divides by 1 instead of 2 is "

@@ -62,31 +62,28 @@ class Built:
 
     def __init__(self, plan: WellFormed) -> None:
         self.plan = plan
-        self._noises: dict[str, list[dict[str, Sizes]]] = {}
-
-    @cached_property
-    def inputs(self) -> Flat:
+        # At once: computed later, they might be those of a specification with a mistake in it.
+        self.inputs = plan.inputs()
         """All inputs by name, float64."""
-        return self.plan.inputs()
+        for array in self.inputs.values():
+            array.setflags(write=False)
+        self.truth = correctly_rounded(self.evaluate(lambda x: to_reals(x, BITS)), plan.id)
+        """The outputs, correctly rounded."""
+        self._plain = self.evaluate(np.asarray)  # in this machine's float64
+        self._noises: dict[str, list[dict[str, Sizes]]] = {}
 
     def evaluate(self, convert: Convert) -> Flat:
         """The outputs by name, in the arithmetic that `convert` takes numbers to."""
+
+        def fresh(array: Array) -> Any:
+            return convert(array.copy())  # arithmetic in place must not reach the inputs
+
         if isinstance(self.plan, LayerPlan):
-            return evaluate_layer(self.plan.layer, self.inputs, self.plan.settings, convert)
+            return evaluate_layer(self.plan.layer, self.inputs, self.plan.settings, fresh)
         params = dict(self.inputs)
         images, cotangent = params.pop("images"), params.pop("cotangent")
         point = Point(self.plan.spec, self.plan.config, params, images, cotangent)
-        return reference._evaluate(point, convert, False)
-
-    @cached_property
-    def truth(self) -> Flat:
-        """The outputs, correctly rounded."""
-        return correctly_rounded(self.evaluate(lambda x: to_reals(x, BITS)), self.plan.id)
-
-    @cached_property
-    def _plain(self) -> Flat:
-        """The outputs in this machine's float64."""
-        return self.evaluate(np.asarray)
+        return reference._evaluate(point, fresh, False)
 
     @cached_property
     def prices(self) -> dict[str, dict[str, Price]]:
