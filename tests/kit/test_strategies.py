@@ -517,10 +517,14 @@ def test_an_ill_formed_configuration_shrinks_to_the_smallest_that_breaks_its_rul
     assert changed == expected.get(rule, dict.fromkeys(changed, 0))
 
 
-def test_without_tokens_the_smallest_has_a_patch_too_large_and_not_stride_0():
-    ill = smallest(ill_formed_configs("h_tok"), lambda ill: ill.fields["padding"] == 1)
-    assert ill.fields["stride"] == 1
-    assert ill.fields["patch_h"] == 4  # of an image and its padding of 3 rows
+@pytest.mark.parametrize(("hidden_dim", "num_classes"), [(6, 2), (2, 4)])
+def test_without_tokens_the_smallest_has_a_patch_too_large_and_not_stride_0(
+    num_classes, hidden_dim
+):
+    """Whichever is found first."""
+    wanted = {"num_classes": num_classes, "hidden_dim": hidden_dim}
+    ill = smallest(ill_formed_configs("h_tok"), lambda ill: ill.fields | wanted == ill.fields)
+    assert (ill.fields["patch_h"], ill.fields["stride"]) == (2, 1)
 
 
 def test_the_smallest_of_all_ill_formed_ones_breaks_one_rule():
