@@ -403,6 +403,17 @@ def test_what_is_no_file_is_not_opened(root, tmp_path, answered, name, kind):
         grade_report(root)
 
 
+@pytest.mark.parametrize("make", [NO_FILE["link"][0], NO_FILE["pipe"][0]])
+def test_a_file_that_is_exchanged_while_it_is_looked_at_is_refused(tmp_path, monkeypatch, make):
+    plain, path = tmp_path / "plain", tmp_path / "path"
+    plain.write_bytes(b"")
+    looked_at = os.lstat(plain)
+    make(path, plain)
+    monkeypatch.setattr(os, "lstat", lambda _: looked_at)  # it was a plain file then
+    with pytest.raises(VectorError, match=r"expected a (regular )?file, found"):
+        read_file(path)
+
+
 def test_a_device_is_not_opened(monkeypatch):
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(VectorError, match="found a device"):
