@@ -8,13 +8,26 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from vitspec.testing.cases import MODELS, random_case
+from vitspec.config import ViTConfig
+from vitspec.testing.cases import MODELS, Case, random_case
+from vitspec.testing.catalogue import CATALOGUE, Deviation
 from vitspec.testing.identities import IdentityResult, identities
+from vitspec.testing.identities.differentiable import DIRECTIONS, directional_derivatives, laws
+from vitspec.testing.identities.evaluation import Evaluation
+from vitspec.testing.identities.naming import Model, recognise
+from vitspec.testing.identities.schemes import NAMINGS
+from vitspec.testing.identities.structural import structural
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point, SpecImplementation
+
+SEEN_KINDS = ("backward", "forward", "batch", "both")
+QUOTIENT = "directional derivative"
 
 
 def points(count: int, seed: int = 0) -> Iterator[Point]:
@@ -30,6 +43,68 @@ def results(point: Point, dtype: str, seed: int = 0) -> list[IdentityResult]:
     at = point.rounded(PRECISIONS[dtype])
     given = (at.config, at.params, at.images, at.cotangent)
     return identities(implementation, *given, dtype=dtype, rng=np.random.default_rng(seed))
+
+
+CONFIG = ViTConfig(
+    patch_h=2, patch_w=3, stride=2, padding=1, embed_dim=8, hidden_dim=7, head_count=2,
+    num_layers=2, num_classes=4,
+)  # fmt: skip
+
+
+@cache
+def small_points() -> dict[str, Point]:
+    """A point of each model at which mistakes are visible: two images, overlapping patches."""
+    return {spec: Point.of(Case(spec, CONFIG, 2, 5, 6, seed=11, batch=2)) for spec in MODELS}
+
+
+def evaluation(point: Point, implementation: Any, dtype: str = "float64") -> Evaluation:
+    """An implementation at a point."""
+    at, rng = point.rounded(PRECISIONS[dtype]), np.random.default_rng(0)
+    given = (at.config, at.params, at.images, at.cotangent)
+    return Evaluation(implementation, *given, PRECISIONS[dtype], rng)
+
+
+def laws_and_structure(e: Evaluation) -> Iterator[IdentityResult]:
+    """All but the difference quotients."""
+    yield from laws(e, np.random.default_rng(1))
+    model = recognise(e.params, NAMINGS)
+    if isinstance(model, Model):
+        yield from structural(e, model, e.config.head_count)
+
+
+def quotients(e: Evaluation) -> Iterator[IdentityResult]:
+    """The difference quotients along all tensors together."""
+    return islice(directional_derivatives(e, np.random.default_rng(1)), DIRECTIONS)
+
+
+@cache
+def broken_by(mistake: Deviation, dtype: str = "float64") -> tuple[str, ...]:
+    """The laws and identities that a mistake breaks at the small points.
+
+    Difference quotients are taken only if it breaks none.
+    """
+    broken: list[str] = []
+    for part in (laws_and_structure, quotients):
+        for spec, point in small_points().items() if not broken else ():
+            e = evaluation(point, SpecImplementation(spec, dtype, [mistake]), dtype)
+            broken += [r.name for r in part(e) if r.verdict == "failed"]
+    return tuple(dict.fromkeys(broken))
+
+
+def catalogue_table(kinds: Iterable[str]) -> Iterator[str]:
+    """Rows of Markdown: how many mistakes are seen, and what those in the gradients break."""
+    yield "| kind | mistakes | by laws and structure alone | with difference quotients |"
+    yield "| --- | --- | --- | --- |"
+    for kind in kinds:
+        broken = [broken_by(d) for d in CATALOGUE if d.kind == kind]
+        alone = sum(bool(set(names) - {QUOTIENT}) for names in broken)
+        yield f"| {kind} | {len(broken)} | {alone} | {sum(map(bool, broken))} |"
+    yield ""
+    yield "| mistake | breaks |"
+    yield "| --- | --- |"
+    for mistake in CATALOGUE:
+        if mistake.kind in ("backward", "batch"):
+            yield f"| `{mistake.name}` | {', '.join(broken_by(mistake))} |"
 
 
 def table(dtypes: Iterable[str], count: int) -> Iterator[str]:
@@ -58,6 +133,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--dtype", action="append", choices=["float64", "float32"])
+    parser.add_argument("--catalogue", action="store_true")
     options = parser.parse_args()
-    for line in table(options.dtype or ["float64", "float32"], options.points):
-        print(line)
+    rows = table(options.dtype or ["float64", "float32"], options.points)
+    for row in catalogue_table(SEEN_KINDS) if options.catalogue else rows:
+        print(row)

@@ -85,8 +85,9 @@ class Comparison:
 
     @property
     def coarse(self) -> bool:
-        """Whether the bound is no small part of what is summed."""
-        return bool(self.bound.sum() > COARSE * self.size.sum())
+        """Whether the bound is no small part of what is summed, or nothing is."""
+        size = self.size.sum()
+        return bool(size == 0 or self.bound.sum() > COARSE * size)
 
     def relative(self) -> tuple[float, float]:
         """The worst entry's difference and bound, relative to its size."""
