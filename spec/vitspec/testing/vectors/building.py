@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import cached_property
 from multiprocessing import get_context
@@ -275,8 +275,8 @@ def _times(found: Sizes, factor: float) -> Sizes:
 
 
 def _frozen(price: Price) -> Price:
-    parts = (price.norm, price.max, price.row, price.slice)
-    return Price(*(round_to_digits(part, ROUND_CEILING) for part in parts), price.u)
+    up = {name: round_to_digits(part, ROUND_CEILING) for name, part in _written(price).items()}
+    return replace(price, **up)
 
 
 def _written(price: Price) -> dict[str, float]:
