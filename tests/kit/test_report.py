@@ -189,6 +189,16 @@ def test_each_failing_check_is_shown_where_it_is_worst_with_its_command(bad):
     assert f"and {count - 2} more: forward, vjp" in text
 
 
+def test_the_worst_tensors_come_first():
+    names = [f"t{i}" for i in range(9)]
+    report = new(graded("vjp", "case 0", [grade(n, 10.0 + i) for i, n in enumerate(names)]))
+    formats = printed(report), explain(report), to_markdown([report]), to_junit([report])
+    for text in (*formats, "".join(parsed(to_html([report])).itertext())):
+        part = text[text.index("departs at") :]
+        assert list(dict.fromkeys(re.findall(r"\bt\d", part)))[:5] == names[:3:-1]
+        assert "and 4 more tensors" in text or text is formats[1]
+
+
 def test_a_report_that_conforms_shows_no_failure(good):
     text = printed(good)
     assert "conforms, as tested" in text
@@ -271,7 +281,15 @@ def test_lost_precision_is_recognised(precision, dtype, hint):
     assert hint in to_json([report])["implementations"][0]["hint"]
 
 
+def test_structural_zeros_have_no_say():
+    alike = [Grade(f"t{i}", "norm", 2.0**-12, 2.0**-23.5, 2.0**-21) for i in range(12)]
+    zeros = [Grade(f"z{i}", "norm", 0.5, 2.0**-23.5, 2.0**-21, True) for i in range(12)]
+    assert looks_like(new(graded("vjp", "case 0", alike + zeros)))
+    assert not looks_like(new(graded("vjp", "case 0", alike[:9] + zeros)))
+
+
 SAMPLE = [d for d in CATALOGUE if d.visible_in_model][::9]
+SAMPLE.append(deviation("layer-norm-eps-outside-root"))  # the nearest to it
 
 
 @pytest.mark.parametrize("mistake", SAMPLE, ids=lambda d: d.name)
@@ -460,10 +478,21 @@ def test_layers_are_columns_and_tensors_rows():
     assert places["image"][1] < places[tensors[0]][1] < places["head.bias"][1]
     assert places["head.bias"][1] < places["logits"][1]
     assert places["image"][2] > 12 * places[tensors[0]][2]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3, 12, 48])
+def test_nothing_is_cut_off(layers):
+    names = ["logits", *(f"encoder.layers.{i}.mha.wq" for i in range(layers))]
+    grades = [grade(name, 0.3, cancelled=True) for name in names]
+    root = ET.fromstring(picture(new(graded("vjp", "photograph", grades))))
     height, width = (float(x) for x in root.get("viewBox").split()[:1:-1])
-    for box in root.iter("rect"):
-        assert float(box.get("x")) + float(box.get("width")) <= width
-        assert float(box.get("y")) + float(box.get("height")) <= height
+    boxes = [{k: float(box.get(k)) for k in ("x", "y", "width", "height")}
+             for box in root.iter("rect")]  # fmt: skip
+    assert max(box["x"] + box["width"] for box in boxes) <= width
+    assert max(box["y"] + box["height"] for box in boxes) <= height
+    assert max(float(text.get("y")) for text in root.iter("text")) <= height
+    cells = boxes[: len(names)]
+    assert all(a["y"] != b["y"] or a["x"] + a["width"] <= b["x"] for a, b in pairwise(cells))
 
 
 @pytest.mark.parametrize(
