@@ -9,8 +9,8 @@ from vitspec import ViTSpec
 from vitspec.testing.cases import Case, random_case
 from vitspec.testing.precision import (
     PRECISIONS,
-    NoisyArithmetic,
     Noisy,
+    NoisyArithmetic,
     RoundingArithmetic,
     rounded,
 )

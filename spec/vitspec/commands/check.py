@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitspec.commands.common import (
-    BROKEN, MISMATCH, USAGE, console, cores, fail, progress, require_writable,
+    BROKEN,
+    MISMATCH,
+    USAGE,
+    console,
+    cores,
+    fail,
+    progress,
+    require_writable,
 )  # fmt: skip
 
 if TYPE_CHECKING:

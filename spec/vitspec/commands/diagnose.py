@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from vitspec.commands.common import (
-    BROKEN, CONFORMS, MISMATCH, console, fail, progress, require_writable,
+    BROKEN,
+    CONFORMS,
+    MISMATCH,
+    console,
+    fail,
+    progress,
+    require_writable,
 )  # fmt: skip
 
 

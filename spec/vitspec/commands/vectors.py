@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from vitspec.commands.common import (
-    CONFORMS, MISMATCH, USAGE, console, fail, progress, require_writable,
+    CONFORMS,
+    MISMATCH,
+    USAGE,
+    console,
+    fail,
+    progress,
+    require_writable,
 )  # fmt: skip
 
 app = typer.Typer(help="Test vectors for a program in any language.", no_args_is_help=True)

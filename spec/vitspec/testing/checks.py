@@ -17,7 +17,7 @@ from vitspec.config import ViTConfig, vit_base_patch16_config
 from vitspec.testing import implementations, laws
 from vitspec.testing.cases import KINK_MARGIN, MODELS, Case, random_case
 from vitspec.testing.photograph import load_photograph
-from vitspec.testing.precision import Precision, rounded
+from vitspec.testing.precision import Precision
 from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
 from vitspec.testing.results import Result, Status, graded
 from vitspec.testing.tolerance import Grade, Price, grade

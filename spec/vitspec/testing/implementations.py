@@ -154,7 +154,7 @@ def _from_file(target: str) -> Any:
         name: value
         for name, value in vars(module).items()
         if not name.startswith("_")
-        and getattr(value, "__module__", None) == module.__name__
+        and (not isinstance(value, type) or value.__module__ == module.__name__)
         and hasattr(value, "forward")
         and hasattr(value, "spec")
     }

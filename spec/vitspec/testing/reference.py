@@ -14,7 +14,11 @@ from vitspec.records import Record
 from vitspec.testing.cases import MODELS, Case, away_from_kinks
 from vitspec.testing.catalogue import Deviation, planted
 from vitspec.testing.precision import (
-    PRECISIONS, NoisyArithmetic, Precision, RoundingArithmetic, rounded,
+    PRECISIONS,
+    NoisyArithmetic,
+    Precision,
+    RoundingArithmetic,
+    rounded,
 )  # fmt: skip
 from vitspec.testing.tolerance import Price, Sizes, distances, sizes
 from vitspec.typing import Array

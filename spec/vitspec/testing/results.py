@@ -133,6 +133,8 @@ class Report:
         differentiated = [r for r in self.results if r.check in ("vjp", "vector.vjp")]
         has_vjp = any(r.status in ("passed", "xfailed") for r in differentiated)
         limits = [] if has_vjp else ["forward only"]
+        if all(r.check.startswith("identity") for r in self.results):
+            limits = ["identities only"]
         if declared := self.count()["xfailed"]:
             limits.append(f"{declared} declared deviation{'s' if declared > 1 else ''}")
         return "conforms, as tested" + (f" ({', '.join(limits)})" if limits else "")

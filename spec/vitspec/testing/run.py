@@ -76,7 +76,8 @@ class Settings:
         jobs += [("vectors", 0)] if self.vectors and self.config is None else []
         jobs += [("law", i) for i in range(self.laws)]
         jobs += [("case", i) for i in range(self.cases)]
-        return [*jobs, ("ill-formed", 0)] if self.ill_formed else jobs
+        jobs += [("ill-formed", 0)] if self.ill_formed else []
+        return [job for job in jobs if any(self.wants(name) for name in checks_of(job[0]))]
 
     def wants(self, check: str) -> bool:
         """Whether a check of this name is asked for."""
@@ -146,8 +147,8 @@ def _results(
 ) -> Iterator[Result]:
     kind, index = job
     if kind == "ill-formed":
-        if settings.wants("ill-formed.*") or (settings.only or "").startswith("ill-formed"):
-            yield from checks.check_ill_formed(implementation, precision, kind)
+        results = checks.check_ill_formed(implementation, precision, kind)
+        yield from (result for result in results if settings.wants(result.check))
         return
     if kind == "vectors":
         yield from _check_vectors(implementation, settings, precision)
@@ -215,10 +216,20 @@ def _check_vectors(
 def _check_identities(
     implementation: Any, settings: Settings, precision: Precision, index: int
 ) -> Iterator[Result]:
-    from vitspec.testing.identities import check_identities
+    from vitspec.testing.identity_checks import check_identities
 
     results = check_identities(implementation, precision, settings.seed, index, settings.config)
     yield from (r for r in results if settings.wants(r.check))
+
+
+def checks_of(kind: Kind) -> tuple[str, ...]:
+    """The checks that a kind of job may run."""
+    every = {
+        "ill-formed": tuple(f"ill-formed.{label}" for label in checks.ILL_FORMED),
+        "vectors": ("vector.forward", "vector.vjp", "vector.layer", "vector.ill-formed"),
+        "law": (*CASE_CHECKS, *LAW_CHECKS, *PERMUTATIONS),
+    }
+    return every.get(kind, tuple(CASE_CHECKS))
 
 
 # ---- in processes ------------------------------------------------------------------------------

@@ -100,9 +100,7 @@ class Price:
 
     def scaled(self, factor: float) -> Price:
         """The price of a tensor that is `factor` times as large."""
-        return replace(
-            self, norm=factor * self.norm, max=factor * self.max, row=factor * self.row
-        )
+        return replace(self, norm=factor * self.norm, max=factor * self.max, row=factor * self.row)
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class Grade:
     @property
     def ratio(self) -> float:
         """Error / bound: the tensor conforms up to 1."""
-        return self.error / self.bound
+        return float(_ratio(self.error, self.bound))
 
     @property
     def conforms(self) -> bool:
