@@ -167,7 +167,8 @@ LAW_BREAKERS = {
     ),
     "permute-features": Deviation(
         "weighs-features", "forward", "layers.normalization:layer_norm",
-        "xhat * gamma + beta", "xhat * gamma * np.linspace(1, 2, x.shape[-1]).astype(x.dtype) + beta",
+        "xhat * gamma + beta",
+        "xhat * gamma * np.linspace(1, 2, x.shape[-1]).astype(x.dtype) + beta",
         "",
     ),
     "permute-hidden": Deviation(

@@ -1,4 +1,4 @@
-"""Identities as checks: `vitspec check --identities`, for models with or without a specification."""
+"""Identities as checks: `vitspec check --identities`, for any model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The photograph that checks at full size look at: 224 x 224, three channels (data/PROVENANCE.md)."""
+"""The photograph that checks at full size look at: 224 x 224 (data/PROVENANCE.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The specification on a batch, by flat names: the truth, its price, and an implementation of it."""
+"""The specification on a batch, by flat names: the truth, its price, an implementation of it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Result:
         check: the check's permanent name, such as "vjp".
         place: where: "photograph", "case 17", "law 2", "vector edge-one-token", "" for the whole.
         status: passed; failed; xfailed (a declared deviation); xpassed (declared, yet it passed);
-            skipped (not applicable, with the reason); errored (the implementation could not be run).
+            skipped (not applicable, with the reason); errored (the implementation did not run).
         grades: the verdicts on single tensors, if the check grades any.
         reason: why it failed or was skipped, in a line.
         point: what was evaluated, in words.
@@ -44,7 +44,7 @@ class Result:
         return tuple(g for g in self.grades if not g.conforms)
 
     def ids(self) -> list[str]:
-        """What a declared deviation may name: "check.tensor" for each failing tensor, or "check"."""
+        """What a declaration may name: "check.tensor" for each failing tensor, or "check"."""
         return [f"{self.check}.{g.tensor}" for g in self.failures] or [self.check]
 
 
