@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from vitspec.testing.diagnose.diagnosis import Departure, Diagnosis, Near
 from vitspec.testing.diagnose.run import diagnose, expected_by_name
-from vitspec.testing.diagnose.table import DiagnosisRow, diagnosis_table, rows_table
+from vitspec.testing.diagnose.table import DiagnosisRow, diagnosis_table, pairs_table, rows_table
 from vitspec.testing.diagnose.text import diagnosis_tables
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "diagnosis_table",
     "diagnosis_tables",
     "expected_by_name",
+    "pairs_table",
     "rows_table",
 ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from vitspec.testing.checks import CASE_RUNS
 from vitspec.testing.diagnose.diagnosis import Departure
-from vitspec.testing.diagnose.patterns import pattern
+from vitspec.testing.diagnose.patterns import LAYER, patterns
 from vitspec.testing.diagnose.points import Sample
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import price_spec
@@ -25,18 +24,20 @@ _BACKWARD = (
 )  # fmt: skip
 """Gradients in the order in which backward gets to them; the layers' come last layer first."""
 
-_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
-
 
 def departures(samples: Sequence[Sample]) -> list[Departure]:
     """Every tensor that departs from the specification somewhere, in the order of computation."""
     names = dict.fromkeys(n for s in samples for n in s.grades if not s.grades[n].conforms)
+    where = {
+        name: [s for s in samples if name in s.grades and not s.grades[name].conforms]
+        for name in sorted(names, key=lambda n: _order(n, samples))
+    }
+    looks = patterns(where)
     found = []
-    for name in sorted(names, key=lambda n: _order(n, samples)):
-        where = [s for s in samples if name in s.grades and not s.grades[name].conforms]
-        one = worst([s.grades[name] for s in where])
-        kind = "logits" if name == "logits" else "tap" if name in where[0].taps else "gradient"
-        found.append(Departure(name, kind, one.error, one.bound, len(where), pattern(name, where)))
+    for name, places in where.items():
+        one = worst([s.grades[name] for s in places])
+        kind = "logits" if name == "logits" else "tap" if name in places[0].taps else "gradient"
+        found.append(Departure(name, kind, one.error, one.bound, len(places), looks[name]))
     return found
 
 
@@ -46,14 +47,14 @@ def _order(name: str, samples: Sequence[Sample]) -> tuple[int, int, int]:
         return 0, _layer_order(name), places[0]
     if name == "logits":
         return 1, 0, 0
-    kind = _LAYER.sub("", name)
+    kind = LAYER.sub("", name)
     if name == kind:
         return (2, -1, 0) if kind.startswith("head.") else (4, 0, _BACKWARD.index(kind))
     return 3, -_layer_order(name), _BACKWARD.index(kind)
 
 
 def _layer_order(tap: str) -> int:
-    layer = _LAYER.match(tap)
+    layer = LAYER.match(tap)
     return int(layer[1]) if layer else (-1 if tap == "embedded" else 10**6)
 
 
@@ -76,15 +77,15 @@ def hints(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
 
 def _one_place(gradients: set[str], samples: Sequence[Sample]) -> list[str]:
     everything = {n for s in samples for n in s.tensors if n != "logits"}
-    kinds = {_LAYER.sub("", n) for n in gradients}
+    kinds = {LAYER.sub("", n) for n in gradients}
     if gradients == everything - {"image"}:
         return [
             "All parameters' gradients are wrong, the images' are right: look at the batch's sum."
         ]
-    if {n for n in everything if _LAYER.sub("", n) in kinds} == gradients and len(kinds) <= 4:
+    if {n for n in everything if LAYER.sub("", n) in kinds} == gradients and len(kinds) <= 4:
         return [f"It is {' and '.join(sorted(kinds))} in every layer, and nothing else."]
-    layers = {m[1] for n in gradients if (m := _LAYER.match(n))}
-    if len(layers) == 1 and all(_LAYER.match(n) for n in gradients) and len(everything) > 20:
+    layers = {m[1] for n in gradients if (m := LAYER.match(n))}
+    if len(layers) == 1 and all(LAYER.match(n) for n in gradients) and len(everything) > 20:
         return [f"It is layer {layers.pop()} alone."]
     return []
 

@@ -7,27 +7,46 @@ tokens x the truth": the factor is 12 at one point and 20 at another, so only it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vitspec.testing.diagnose.points import Sample
 from vitspec.typing import Array
 
+LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 Same = Callable[[Array, Array], bool]
 
 SLACK = 4.0
 """Bounds within which a pattern must hold: the price is that of the truth, not of the pattern."""
 
 
-def pattern(name: str, samples: Sequence[Sample]) -> str:
-    """What the tensor looks like at all of the samples, or "" if nothing simple."""
+def patterns(departing: Mapping[str, Sequence[Sample]]) -> dict[str, str]:
+    """What each tensor looks like at all of its samples, or "" if nothing simple.
+
+    A phrase that holds for a parameter in all layers goes before one that holds in this one alone:
+    the last layer of the deepest model is seen at one point only, where 3 may be this and that.
+    """
+    kinds: dict[str, list[tuple[str, Sample]]] = {}
+    for name, samples in departing.items():
+        kinds.setdefault(LAYER.sub("", name), []).extend((name, sample) for sample in samples)
+    of_kind = {kind: _common(places) for kind, places in kinds.items()}
+    return {
+        name: of_kind[LAYER.sub("", name)] or _common([(name, sample) for sample in samples])
+        for name, samples in departing.items()
+    }
+
+
+def _common(places: Sequence[tuple[str, Sample]]) -> str:
+    """The first phrase that holds everywhere."""
     common: list[str] = []
-    for i, sample in enumerate(samples):
+    for i, (name, sample) in enumerate(places):
         here = list(_patterns(name, sample))
         common = here if i == 0 else [one for one in common if one in here]
         if not common:
             return ""
+    if len({id(sample) for _, sample in places}) == 1:  # where a 3 may be the size of anything
+        common.sort(key=lambda phrase: not phrase[0].isdigit())
     return common[0]
 
 
@@ -90,7 +109,7 @@ def _other_tensors(name: str, found: Array, sample: Sample, same: Same) -> Itera
 
 def _within_layer(other: str, name: str) -> str:
     """A tensor's name, without that of the layer if it is this tensor's own."""
-    layer = re.match(r"encoder\.layers\.\d+\.", name)
+    layer = LAYER.match(name)
     return other.removeprefix(layer[0]) if layer else other
 
 

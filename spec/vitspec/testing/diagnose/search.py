@@ -135,6 +135,7 @@ class Search:
         self.out_of_time = False
         self._logits: dict[tuple[tuple[str, ...], int], float] = {}
         self._ratios: dict[tuple[Candidate, int], dict[str, float]] = {}
+        self._changes: dict[Candidate, dict[str, float]] = {}
 
     # ---- one candidate ---------------------------------------------------------------------
 
@@ -173,6 +174,11 @@ class Search:
                 ratios = {
                     n: sample.rough_ratio(n, sample.found[n], deviating[n]) for n in sample.tensors
                 }
+                if i == 0:
+                    self._changes[candidate] = {
+                        n: sample.rough_ratio(n, deviating[n], sample.truth[n])
+                        for n in sample.tensors
+                    }
             except Exception:  # as above
                 ratios = dict.fromkeys(sample.tensors, np.inf)
             self._ratios[candidate, i] = ratios
@@ -250,8 +256,7 @@ class Search:
         forward = [c for c in self.all if c.in_the_forward]
         backward = [c for c in self.all if not c.in_the_forward]
         if self.samples_have_right_logits():
-            likely, others = self._by_explained(itertools.combinations(backward, 2))
-            return self.matches(likely) or self.matches(others)
+            return self.matches(self.backward_pairs(backward))
         single = self.forward_matches(forward)
         found = self.matches(a.and_also(b) for a in single for b in backward)
         if found or single:
@@ -277,21 +282,23 @@ class Search:
                     fitting += [a[-1].and_also(b[-1])]
         return fitting
 
-    def _by_explained(
-        self, pairs: Iterable[tuple[Candidate, Candidate]]
-    ) -> tuple[list[Candidate], list[Candidate]]:
-        """Pairs of which one or the other explains each tensor at the first sample; the others."""
-        explains = {
-            c: {n for n, r in self.ratios(c, 0).items() if r <= DROP}
-            for c in self.all
-            if not c.in_the_forward
+    def backward_pairs(self, backward: Sequence[Candidate]) -> list[Candidate]:
+        """Pairs that between them change what departs at the first sample, and nothing else."""
+        first = self.samples[0]
+        departs = {n: first.rough_ratio(n, first.found[n], first.truth[n]) for n in first.tensors}
+        changes = {
+            c: self._changes[c] for c in backward if self.ratios(c, 0) and c in self._changes
         }
-        everything = set(self.samples[0].tensors)
-        likely: list[Candidate] = []
-        others: list[Candidate] = []
-        for a, b in pairs:
-            (likely if explains[a] | explains[b] == everything else others).append(a.and_also(b))
-        return likely, others
+        fitting = []
+        for a, b in itertools.combinations(changes, 2):
+            both = {n: max(changes[a][n], changes[b][n]) for n in departs}
+            # What is near rounding may be seen in one and not in the other.
+            if not any(
+                min(departs[n], both[n]) < 1 / CLOSE and max(departs[n], both[n]) > DROP
+                for n in departs
+            ):
+                fitting.append(a.and_also(b))
+        return fitting
 
     def _late(self, candidate: Candidate) -> bool:
         """Whether it is too late to try a pair; single deviations always are tried."""

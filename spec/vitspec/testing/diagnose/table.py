@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from vitspec.testing.catalogue import CATALOGUE, Deviation
+from vitspec.testing.catalogue import CATALOGUE, Deviation, deviation
 from vitspec.testing.diagnose.run import diagnose
 from vitspec.testing.reference import SpecImplementation
 
 
 @dataclass(frozen=True)
 class DiagnosisRow:
-    """One deviation, planted and diagnosed.
+    """What was planted, and what was diagnosed.
 
     Attributes:
-        name: what was planted.
+        name: what was planted; two at once are joined by " + ".
         automatic: whether with the derivatives of the mistaken forward.
         spec, dtype: in which model, in which precision.
         named: what the diagnosis named first, or None.
@@ -41,7 +41,10 @@ class DiagnosisRow:
     @property
     def right(self) -> bool:
         """Whether the planted deviation was named first, or is the same function as that."""
-        return self.name == self.named or f"{self.name} (the same function here)" in self.same
+        named = set((self.named or "").split(" + "))
+        return named == set(self.name.split(" + ")) or any(
+            one == f"{self.name} (the same function here)" for one in self.same
+        )
 
 
 def diagnosis_table(
@@ -70,21 +73,56 @@ def diagnosis_table(
     return rows
 
 
-def _rows(deviation: Deviation, spec: str, dtype: str) -> list[DiagnosisRow]:
-    variants = [(deviation, False)]
-    if deviation.derivatives:
-        own = deviation.differentiated()
-        assert own is not None
-        variants.append((own, True))
-    return [_row(variant, automatic, spec, dtype) for variant, automatic in variants]
+PAIRS = (
+    ("image-gradient-stopped", "weight-gradient-of-the-pre-activation"),
+    ("value-weight-gets-key-gradient", "positions-gradient-stopped"),
+    ("activation-gelu", "value-weight-gets-key-gradient"),
+    ("positions-missing", "batch-last-image-only"),
+    ("kernel-flipped", "encoder-gradients-reversed"),
+    ("gamma-and-beta-gradients-swapped", "bias-gradient-averaged"),
+    ("attention-scale-missing", "activation-gelu"),
+    ("mean-pool-sums", "layer-norm-eps-1e-5"),
+    ("batch-gradients-averaged", "gamma-gradient-not-normalised"),
+    ("attention-residual-gradient-dropped", "layer-norm-gradient-without-gamma"),
+    ("softmax-gradient-without-row-dot", "image-gradient-kernel-flipped"),
+    ("patches-column-major", "pre-norm"),
+    ("layer-norm-eps-1e-5", "patch-bias-gradient-averaged"),
+    ("heads-interleaved", "channels-reversed"),
+)
+"""Two mistakes at once: both in the backward, one in each pass, both in the forward."""
 
 
-def _row(deviation: Deviation, automatic: bool, spec: str, dtype: str) -> DiagnosisRow:
-    found = diagnose(SpecImplementation(spec, dtype, [deviation]), dtype=dtype)
+def pairs_table(
+    dtypes: Sequence[str] = ("float32", "float64"),
+    pairs: Iterable[tuple[str, str]] = PAIRS,
+) -> list[DiagnosisRow]:
+    """Plant two deviations at once, in `vit`, and diagnose them; as in `diagnosis_table`.
+
+    Two mistakes of the forward are planted with the derivatives of their own too.
+    """
+    rows = []
+    for dtype in dtypes:
+        for names in pairs:
+            by_hand = tuple(deviation(name) for name in names)
+            automatic = tuple(d.differentiated() or d for d in by_hand)
+            rows.append(_row(by_hand, False, "vit", dtype))
+            if automatic != by_hand:
+                rows.append(_row(automatic, True, "vit", dtype))
+    return rows
+
+
+def _rows(planted: Deviation, spec: str, dtype: str) -> list[DiagnosisRow]:
+    rows = [_row((planted,), False, spec, dtype)]
+    own = planted.differentiated() if planted.derivatives else None
+    return rows if own is None else [*rows, _row((own,), True, spec, dtype)]
+
+
+def _row(planted: tuple[Deviation, ...], automatic: bool, spec: str, dtype: str) -> DiagnosisRow:
+    found = diagnose(SpecImplementation(spec, dtype, planted), dtype=dtype)
     first = found.nearest[0] if found.name else None
     return DiagnosisRow(
-        deviation.name, automatic, spec, dtype, found.name, first.same if first else (),
-        first.distance if first else float("nan"), found.gap, found.seconds,
+        " + ".join(d.name for d in planted), automatic, spec, dtype,
+        found.name, first.same if first else (), first.distance if first else float("nan"), found.gap, found.seconds,
     )  # fmt: skip
 
 
