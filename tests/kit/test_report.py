@@ -119,6 +119,7 @@ scale           0    1    0
 It wrote to its standard output:
   | loading
   | [red]done[/red]
+* forward (1 x): declared as bug: known
 
 vjp departs at the photograph
   the photograph, ViTConfig()
@@ -578,6 +579,7 @@ def hostile(text):
         Result(text, text, "errored", reason=text),
         Result(text, text, "skipped", reason=text),
         Result(text, text, "xpassed", reason=text),
+        Result(text, text, "xfailed", reason=text),
         graded("forward", "photograph", grades, text),
     ]
     return Report(text, text, text, "vit", "float32", 0, results, [text], text * 3)
@@ -707,6 +709,9 @@ def test_declared_deviations_in_all_formats(bad):
     declared = report.count()["xfailed"]
     assert f"conforms, as tested ({declared} declared deviations)" in printed(report)
     assert "*: some fail as declared" in printed(report)
+    words = "declared as bug: so it is (https://example.org/7)"
+    pages = printed(report), to_markdown([report]), html.unescape(to_html([report]))
+    assert all(words in page for page in pages)
     data = validated([report])["implementations"][0]
     assert (data["exit_code"], data["count"]["xfailed"]) == (0, declared)
     skipped = ET.fromstring(to_junit([report]).encode()).findall(".//skipped")

@@ -15,6 +15,7 @@ from vitspec.testing.report.rows import (
     CheckRow,
     check_rows,
     departs,
+    excused,
     looks_like,
     to_show,
     who,
@@ -81,6 +82,9 @@ def _report(report: Report) -> str:
     parts += _failures(report)
     if report.results:
         parts.append(f"<h2>Checks</h2>\n{_checks(check_rows(report))}")
+    if known := excused(report):
+        items = "\n".join(f"<li>{in_html(words)}</li>" for words in known)
+        parts.append(f"<h2>Declared</h2>\n<ul>\n{items}\n</ul>")
     if report.output:
         lines = in_html("\n".join(first_lines(report.output)))
         parts.append(f"<h2>Its standard output</h2>\n<pre>{lines}</pre>")

@@ -11,6 +11,7 @@ from vitspec.testing.report.rows import (
     check_rows,
     departs,
     described,
+    excused,
     looks_like,
     to_show,
     worst_tensors,
@@ -48,6 +49,8 @@ def _report(report: Report) -> list[str]:
         parts.append(_table(report))
     if hint := looks_like(report):
         parts.append(f"Hint: {hint}.")
+    if known := excused(report):
+        parts.append("\n".join(f"- {in_markdown(words)}" for words in known))
     shown, rest = to_show(report)
     parts += [_failure(report, result) for result in shown]
     if rest:

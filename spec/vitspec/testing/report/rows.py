@@ -97,6 +97,18 @@ def worst_tensors(result: Result) -> list[Grade]:
     return sorted(result.failures, key=_badness, reverse=True)[:TENSORS]
 
 
+def excused(report: Report) -> list[str]:
+    """What departs as declared: how often, where, and why."""
+    groups: dict[str, list[Result]] = {}
+    for result in report.results:
+        if result.status == "xfailed":
+            groups.setdefault(result.reason, []).append(result)
+    return [
+        printable(f"{', '.join(sorted({r.check for r in group}))} ({len(group)} x): {reason}")
+        for reason, group in groups.items()
+    ]
+
+
 def described(g: Grade) -> str:
     """A verdict on a tensor in a line."""
     figures = f"error {figure(g.error)}, price {figure(g.price)}, bound {figure(g.bound)}"

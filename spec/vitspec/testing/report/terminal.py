@@ -18,6 +18,7 @@ from vitspec.testing.report.rows import (
     CheckRow,
     check_rows,
     departs,
+    excused,
     layer_of,
     looks_like,
     to_show,
@@ -61,6 +62,8 @@ def _print_report(report: Report, console: Console) -> None:
             console.print(Text(f"  | {line}"), highlight=False)
     if hint := looks_like(report):
         console.print(Text(f"Hint: {hint}", style="yellow"), highlight=False)
+    for words in excused(report):
+        console.print(Text(f"* {words}"), highlight=False)
     _print_failures(report, console)
     for glob in report.unmatched:
         console.print(
