@@ -239,7 +239,7 @@ class Mlp:
 
 def check(implementation, dtype="float64", seed=0):
     rng = np.random.default_rng(seed)
-    point = example_point(implementation, rng)
+    point = example_point(implementation, rng, dtype=dtype)
     return identities(implementation, *point, dtype=dtype, rng=rng)
 
 
@@ -297,6 +297,27 @@ def test_what_is_not_finite_fails_and_ends_the_list(bad):
     assert [(r.name, r.verdict, r.tensors) for r in results] == [
         ("finite", "failed", ("pos_enc.pos",))
     ]
+
+
+def test_an_example_that_makes_no_point_is_an_adapter_error():
+    class NoPoint(Mlp):
+        def example(self, rng):
+            return None, {"w": np.ones((2, 2))}
+
+    with pytest.raises(AdapterError, match="mlp: no point could be made with example"):
+        check(NoPoint())
+
+
+@pytest.mark.parametrize(("dtype", "carrier"), [("float64", "float64"), ("bfloat16", "float32")])
+def test_an_implementation_gets_read_only_arrays_of_its_precision(dtype, carrier):
+    class Strict(Mlp):
+        def forward(self, config, params, images):
+            for array in (*params.values(), images):
+                assert array.dtype == carrier
+                assert not array.flags.writeable
+            return super().forward(config, params, images)
+
+    assert not failed(check(Strict(), dtype))
 
 
 class Broken(Mlp):
@@ -459,7 +480,7 @@ PRE_NORM = [n for n in NAMINGS if n.norm == "pre"]
 def test_pre_norm_models_are_recognised_by_their_names_and_pass(naming, prefix):
     model = PreNorm(naming, prefix)
     rng = np.random.default_rng(0)
-    point = example_point(model, rng)
+    point = example_point(model, rng, dtype="float64")
     roles = recognise(point[1], NAMINGS)
     assert (roles.naming.name, roles.num_layers) == (naming.name, LAYERS)
     e = Evaluation(model, *point, PRECISIONS["float64"], rng)
@@ -495,7 +516,7 @@ def test_a_wrong_gradient_of_a_pre_norm_model_breaks_its_identity(tensor):
     identity, spoil = SPOILT[tensor]
     model = PreNorm(NAMINGS[1], spoil=lambda flat: flat | {tensor: spoil(flat[tensor])})
     rng = np.random.default_rng(0)
-    e = Evaluation(model, *example_point(model, rng), PRECISIONS["float64"], rng)
+    e = Evaluation(model, *example_point(model, rng, dtype="float64"), PRECISIONS["float64"], rng)
     found = failed(structural(e, recognise(e.params, NAMINGS), HEADS))
     assert identity in {r.name for r in found}
     assert all(tensor in r.tensors for r in found)
@@ -505,7 +526,7 @@ def test_a_key_bias_whose_gradient_is_not_zero_is_seen():
     key, query = (f"encoder.layer.1.attention.attention.{p}.bias" for p in ("key", "query"))
     model = PreNorm(NAMINGS[1], spoil=lambda flat: flat | {key: flat[key] + 1e-9 * flat[query]})
     rng = np.random.default_rng(0)
-    e = Evaluation(model, *example_point(model, rng), PRECISIONS["float64"], rng)
+    e = Evaluation(model, *example_point(model, rng, dtype="float64"), PRECISIONS["float64"], rng)
     found = failed(structural(e, recognise(e.params, NAMINGS), HEADS))
     assert ("key bias", (key,)) in {(r.name, r.tensors) for r in found}
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitspec.testing.identities.differentiable import directional_derivatives, laws
-from vitspec.testing.identities.evaluation import Evaluation, precision_of
+from vitspec.testing.identities.evaluation import Evaluation, exact, precision_of
 from vitspec.testing.identities.naming import Naming, Stored, recognise
 from vitspec.testing.identities.results import (
     IdentityResult,
@@ -31,6 +31,7 @@ from vitspec.testing.identities.results import (
 )
 from vitspec.testing.identities.schemes import NAMINGS, torch_naming
 from vitspec.testing.identities.structural import structural
+from vitspec.testing.implementations import AdapterError
 from vitspec.typing import Array
 
 __all__ = [
@@ -81,13 +82,32 @@ class SelfContained(Protocol):
 
 
 def example_point(
-    implementation: Any, rng: np.random.Generator
-) -> tuple[Any, Mapping[str, Array], Array, Array]:
-    """The point of an implementation that has `example`: with a cotangent of normal numbers."""
-    config, params, images = implementation.example(rng)
-    output = implementation.forward(config, params, images)
-    logits = np.asarray(output["logits"] if isinstance(output, Mapping) else output)
-    return config, params, images, rng.standard_normal(logits.shape)
+    implementation: Any, rng: np.random.Generator, *, dtype: str = "float64"
+) -> tuple[Any, dict[str, Array], Array, Array]:
+    """The point of an implementation that has `example`, with a cotangent of normal numbers.
+
+    Args:
+        implementation: as `SelfContained`.
+        rng: handed to `example`; draws the cotangent.
+        dtype: the precision that the numbers are rounded to.
+
+    Raises:
+        AdapterError: `example` or `forward` raised, or gave something else.
+        ValueError: the precision is not known.
+    """
+    precision = precision_of(dtype)
+    try:
+        config, given, given_images = implementation.example(rng)
+        params = {name: exact(leaf, precision) for name, leaf in given.items()}
+        images = exact(given_images, precision)
+        output = implementation.forward(config, params, images)
+        logits = np.asarray(output["logits"] if isinstance(output, Mapping) else output)
+    except Exception as error:
+        raise AdapterError(
+            f"{implementation.name}: no point could be made with example(rng) and forward: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return config, params, images, exact(rng.standard_normal(logits.shape), precision)
 
 
 def identities(

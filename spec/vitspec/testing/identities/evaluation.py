@@ -56,8 +56,11 @@ class Evaluation:
         if clash := sorted(params.keys() & set(RESERVED)):
             raise AdapterError(f"parameters must not be called {', '.join(clash)}")
         self.implementation, self.config, self.precision = implementation, config, precision
-        self.params = {name: self._exact(leaf) for name, leaf in params.items()}
-        self.images, self.cotangent = self._exact(images), self._exact(cotangent)
+        self.params = self._all(params)
+        self.images, self.cotangent = (
+            exact(images, self.precision),
+            exact(cotangent, self.precision),
+        )
         self.raw, self.again = (
             self.run(self.params, self.images, self.cotangent) for _ in range(2)
         )
@@ -75,13 +78,13 @@ class Evaluation:
 
     def forward(self, params: Mapping[str, Array], images: Array) -> Array:
         """The output, as it came, for numbers that are first rounded to the precision."""
-        found = self._called("forward", self._all(params), self._exact(images))
+        found = self._called("forward", self._all(params), exact(images, self.precision))
         logits = np.asarray(found["logits"] if isinstance(found, Mapping) else found)
         return self._checked("logits", logits, (len(images), *self.cotangent.shape[1:]))
 
     def vjp(self, params: Mapping[str, Array], images: Array, cotangent: Array) -> Flat:
         """The gradients by parameter, and `image`, as they came, for numbers rounded first."""
-        given = self._all(params), self._exact(images), self._exact(cotangent)
+        given = self._all(params), exact(images, self.precision), exact(cotangent, self.precision)
         d_params, d_images = self._called("vjp", *given)
         if d_params.keys() != params.keys():
             missing = sorted(params.keys() - d_params.keys())
@@ -114,13 +117,7 @@ class Evaluation:
         return found
 
     def _all(self, params: Mapping[str, Array]) -> Flat:
-        return {name: self._exact(leaf) for name, leaf in params.items()}
-
-    def _exact(self, x: Array) -> Array:
-        """x in the precision, read-only and in an array of its own."""
-        array = rounded(np.asarray(x, np.float64), self.precision)
-        array.setflags(write=False)
-        return array
+        return {name: exact(leaf, self.precision) for name, leaf in params.items()}
 
     def _neighbour(self, rng: np.random.Generator) -> Flat:
         """The results at a neighbour of the point."""
@@ -145,3 +142,10 @@ def precision_of(dtype: str) -> Precision:
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype: expected one of {', '.join(PRECISIONS)}, got {dtype!r}")
     return PRECISIONS[dtype]
+
+
+def exact(x: Array, precision: Precision) -> Array:
+    """x rounded to a precision, read-only and in an array of its own."""
+    array = rounded(np.asarray(x, np.float64), precision)
+    array.setflags(write=False)
+    return array
