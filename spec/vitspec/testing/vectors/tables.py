@@ -11,6 +11,7 @@ from vitspec.testing.vectors.folder import Vector
 if TYPE_CHECKING:
     from rich.table import Table
 
+
 def cases_table() -> Table:
     """The table of all cases, for a terminal."""
     from rich.table import Table
