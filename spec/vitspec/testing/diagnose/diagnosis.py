@@ -24,6 +24,7 @@ class Near:
         derivatives: "by hand": those of the right forward; "automatic": those of the mistaken one;
             "" where that makes no difference.
         same: deviations that cannot be told from it by what was tried, in this precision.
+        equal: those of them that are the very same function at every point, in any precision.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Near:
     matches: bool
     derivatives: str = ""
     same: tuple[str, ...] = ()
+    equal: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

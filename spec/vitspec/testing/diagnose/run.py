@@ -86,6 +86,7 @@ def diagnose(
 
 def expected_by_name(
     implementation: Any,
+    expected: str | None = None,
     *,
     dtype: str | None = None,
     seed: int = 0,
@@ -94,9 +95,10 @@ def expected_by_name(
     """The name of the deviation that the implementation has, for comparison with a declared one.
 
     None if it has none, or none of the catalogue. Two at once are joined by " + ". Where several
-    cannot be told apart the nearest is taken; `diagnose` lists the others.
+    cannot be told apart it is `expected` if that is one of them, else the nearest.
     """
-    return diagnose(implementation, dtype=dtype, seed=seed, config=config).name
+    found = diagnose(implementation, dtype=dtype, seed=seed, config=config)
+    return expected if found.name and expected in found.nearest[0].same else found.name
 
 
 def _conforming(diagnosis: Diagnosis, implementation: Any, samples: Sequence[Sample]) -> None:
@@ -136,11 +138,8 @@ def _departing(diagnosis: Diagnosis, samples: Sequence[Sample]) -> None:
         named = " and ".join(f"`{name}`" for name in first.names)
         diagnosis.verdict = f"{kind} {named}: {first.description}."
         if first.same:
-            diagnosis.verdict += f" Or it is one of {', '.join(first.same)}."
-            if samples[0].precision.u > PRECISIONS["float32"].u:
-                diagnosis.notes.append(
-                    f"These are not distinguishable in {diagnosis.dtype}: rerun in float32."
-                )
+            diagnosis.verdict += f" Or it is {' or '.join(f'`{name}`' for name in first.same)}."
+            diagnosis.notes.append(_cannot_tell(first, diagnosis.dtype))
     else:
         logits = {c.names for c in search.forward_matches(search.all) if c.in_the_forward}
         if logits and not search.samples_have_right_logits():
@@ -157,6 +156,14 @@ def _departing(diagnosis: Diagnosis, samples: Sequence[Sample]) -> None:
     diagnosis.nearest += [_near(m) for m in search.nearest(SHOWN, tuple(besides))]
 
 
+def _cannot_tell(first: Near, dtype: str) -> str:
+    if first.same == first.equal:
+        return "These are the same function at all of these points."
+    if PRECISIONS[dtype].u > PRECISIONS["float32"].u:
+        return f"These are not distinguishable in {dtype}: rerun in float32."
+    return f"These are not distinguishable in {dtype} at these points: rerun with another --seed."
+
+
 def _finer(implementation: Any, dtype: str) -> str:
     finer = [d for d in implementations.dtypes_of(implementation)
              if PRECISIONS[d].u < PRECISIONS[dtype].u]  # fmt: skip
@@ -166,14 +173,15 @@ def _finer(implementation: Any, dtype: str) -> str:
 def _merged(matches: Sequence[Match], samples: Sequence[Sample]) -> list[Near]:
     """The first match, with the others as its equals."""
     first, *others = matches
-    name = " + ".join(first.candidate.names)
-    equals = []
+    same: list[str] = []
+    equal: list[str] = []
     for other in others:
-        other_name = " + ".join(sorted(other.candidate.names, key=first.candidate.names.count))
-        if set(other.candidate.names) != set(first.candidate.names) and other_name not in equals:
-            same = same_function(first.candidate, other.candidate, samples)
-            equals.append(other_name + (" (the same function here)" if same else ""))
-    return [replace(_near(first), name=name, same=tuple(dict.fromkeys(equals)))]
+        name = " + ".join(other.candidate.names)
+        if set(other.candidate.names) != set(first.candidate.names) and name not in same:
+            same.append(name)
+            if same_function(first.candidate, other.candidate, samples):
+                equal.append(name)
+    return [replace(_near(first), same=tuple(same), equal=tuple(equal))]
 
 
 def _near(match: Match) -> Near:

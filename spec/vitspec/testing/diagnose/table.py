@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class DiagnosisRow:
         automatic: whether with the derivatives of the mistaken forward.
         spec, dtype: in which model, in which precision.
         named: what the diagnosis named first, or None.
-        same: what it could not tell from that.
+        equal: what is the same function as that, wherever it was looked at.
         distance: from the deviation that was named.
         gap: the distance of the nearest one that does not match.
         seconds: how long it took.
@@ -33,7 +34,7 @@ class DiagnosisRow:
     spec: str
     dtype: str
     named: str | None
-    same: tuple[str, ...]
+    equal: tuple[str, ...]
     distance: float
     gap: float
     seconds: float
@@ -41,10 +42,8 @@ class DiagnosisRow:
     @property
     def right(self) -> bool:
         """Whether the planted deviation was named first, or is the same function as that."""
-        named = set((self.named or "").split(" + "))
-        return named == set(self.name.split(" + ")) or any(
-            one == f"{self.name} (the same function here)" for one in self.same
-        )
+        names = {frozenset(one.split(" + ")) for one in (self.named or "", *self.equal)}
+        return frozenset(self.name.split(" + ")) in names
 
 
 def diagnosis_table(
@@ -121,9 +120,16 @@ def _row(planted: tuple[Deviation, ...], automatic: bool, spec: str, dtype: str)
     found = diagnose(SpecImplementation(spec, dtype, planted), dtype=dtype)
     first = found.nearest[0] if found.name else None
     return DiagnosisRow(
-        " + ".join(d.name for d in planted), automatic, spec, dtype,
-        found.name, first.same if first else (), first.distance if first else float("nan"), found.gap, found.seconds,
-    )  # fmt: skip
+        name=" + ".join(d.name for d in planted),
+        automatic=automatic,
+        spec=spec,
+        dtype=dtype,
+        named=found.name,
+        equal=first.equal if first else (),
+        distance=first.distance if first else math.nan,
+        gap=found.gap,
+        seconds=found.seconds,
+    )
 
 
 def rows_table(rows: Sequence[DiagnosisRow]) -> Table:
