@@ -279,6 +279,8 @@ def test_non_deterministic_results_are_named():
     noisy = Spoilt("head.bias", lambda d: d * (1 + 1e-13 * rng.standard_normal(d.shape)))
     (result,) = [r for r in laws(evaluation(POINTS["vit"], noisy), rng) if r.name == "determinism"]
     assert (result.verdict, result.tensors) == ("failed", ("head.bias",))
+    assert 0 < result.residual < 1e-12
+    assert result.ratio == np.inf
 
 
 def test_a_gradient_that_does_not_scale_with_the_cotangent_is_named():
@@ -297,6 +299,7 @@ def test_what_is_not_finite_fails_and_ends_the_list(bad):
     assert [(r.name, r.verdict, r.tensors) for r in results] == [
         ("finite", "failed", ("pos_enc.pos",))
     ]
+    assert identities_table(results).row_count == 1
 
 
 def test_an_example_that_makes_no_point_is_an_adapter_error():

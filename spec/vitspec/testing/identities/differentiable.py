@@ -115,13 +115,18 @@ def _decided(
 
 def determinism(e: Evaluation) -> IdentityResult:
     """Two runs agree bit by bit."""
-    differing = tuple(
-        name for name, leaf in e.raw.items() if not np.array_equal(leaf, e.again[name], True)
-    )
+    differences = {
+        name: float(np.max(np.abs(e.again[name] - leaf)) / np.max(np.abs([e.again[name], leaf])))
+        for name, leaf in e.values.items()
+        if not np.array_equal(e.raw[name], e.again[name])
+    }
     formula = "forward and vjp give the same bits twice"
-    reason = "two runs at the same point differ" if differing else ""
-    verdict: Verdict = "failed" if differing else "passed"
-    return IdentityResult("determinism", differing, 0.0, 0.0, verdict, reason, formula)
+    reason = "two runs at the same point differ" if differences else ""
+    verdict: Verdict = "failed" if differences else "passed"
+    residual = max(differences.values(), default=0.0)
+    return IdentityResult(
+        "determinism", tuple(differences), residual, 0.0, verdict, reason, formula
+    )
 
 
 def unused_parameters(e: Evaluation) -> IdentityResult:

@@ -48,7 +48,9 @@ class IdentityResult:
     @property
     def ratio(self) -> float:
         """residual / bound: an identity holds up to 1; 0 if nothing was compared."""
-        return self.residual / self.bound if self.residual else 0.0
+        if not self.residual:
+            return 0.0
+        return self.residual / self.bound if self.bound else float("inf")
 
 
 def skipped(name: str, tensors: tuple[str, ...], reason: str, formula: str) -> IdentityResult:
@@ -163,4 +165,4 @@ def _grouped(
 
 
 def _numbers(r: IdentityResult) -> tuple[str, str]:
-    return (f"{r.residual:.1e}", f"{r.bound:.1e}") if r.bound else ("", "")
+    return (f"{r.residual:.1e}", f"{r.bound:.1e}") if r.bound or r.residual else ("", "")
