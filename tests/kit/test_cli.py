@@ -84,16 +84,22 @@ def test_a_configuration_of_the_users_own(run, tmp_path):
 
 
 def test_a_declared_deviation_is_an_expected_failure(run, tmp_path):
+    """`expect` names the mistake that a diagnosis must find."""
     declaration = tmp_path / "deviations.toml"
-    declaration.write_text(
-        "schema = 1\n[[deviation]]\nchecks = ['forward*', 'vjp*', 'permute-*', 'linearity*',"
-        " 'vector.*']\nkind = 'choice'\nreason = 'our scores are not scaled'\n"
-    )
-    result = run("check", WRONG, *FAST, "--declared", declaration)
-    assert result.exit_code in (0, 1)
-    assert "our scores are not scaled" in " ".join(result.output.split()) or result.exit_code == 1
-    declaration.write_text("schema = 1\n[[deviation]]\nchecks = ['forward*']\n")
-    result = run("check", WRONG, *FAST, "--declared", declaration)
+
+    def declare(*lines):
+        head = ["schema = 1", "[[deviation]]", "checks = ['*']", "kind = 'choice'"]
+        declaration.write_text("\n".join([*head, *lines]))
+        return run("check", WRONG, *FAST, "--declared", declaration)
+
+    result = declare("reason = 'our scores are not scaled'")
+    assert result.exit_code == 0, result.output
+    assert "our scores are not scaled" in " ".join(result.output.split())
+    expected = ["reason = 'so it is'", "expect = 'attention-scale-missing'"]
+    assert declare(*expected).exit_code == 0
+    expected[1] = "expect = 'kernel-flipped'"
+    assert declare(*expected).exit_code == 1
+    result = declare()
     assert result.exit_code == 2
     assert "reason" in result.output
 
@@ -101,7 +107,7 @@ def test_a_declared_deviation_is_an_expected_failure(run, tmp_path):
 def test_exit_2_for_wrong_usage_before_any_work(run, tmp_path):
     assert run("check", "--json", tmp_path / "missing" / "report.json").exit_code == 2
     assert run("check", "--html", tmp_path).exit_code == 2
-    assert run("check", "--cases", 0, "--no-photograph", "--no-vectors").exit_code == 2
+    assert run("check", WRONG, "--only", "no-such-check").exit_code == 2
     assert run("check", "--cases", -1).exit_code == 2
     assert run("check", WRONG, "--config", "embed_dim=0").exit_code == 2
     assert run("check", WRONG, "--config", "no_such_field=1").exit_code == 2

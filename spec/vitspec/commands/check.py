@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from vitspec.commands.common import (
 
 if TYPE_CHECKING:
     from vitspec.config import ViTConfig
-    from vitspec.testing.results import Report
+    from vitspec.testing.results import Report, Result
     from vitspec.testing.run import Job, Settings
 
 _FILES = "Report files"
@@ -41,6 +42,10 @@ def check(
         int,
         typer.Option(min=0, help="Small random configurations each.", rich_help_panel=_WHAT),
     ] = 100,
+    laws: Annotated[
+        int,
+        typer.Option(min=0, help="Small cases for the laws and identities.", rich_help_panel=_WHAT),
+    ] = 4,
     photograph: Annotated[
         bool, typer.Option(help="The photograph, ViT-Base/16 at full size.", rich_help_panel=_WHAT)
     ] = True,
@@ -125,6 +130,7 @@ def check(
     settings = Settings(
         seed=seed,
         cases=cases,
+        laws=laws,
         photograph=photograph,
         vectors=vectors,
         identities=identities,
@@ -134,13 +140,14 @@ def check(
         jobs=jobs,
         vector=vector,
     )
-    if not cases and not photograph and not vectors and jobs is None and not identities:
-        fail(USAGE, "nothing to check: give --cases, --photograph or --vectors")
+    if not settings.plan():
+        fail(USAGE, "nothing to check: these options leave no check to run")
     try:
         declaration = load(declared) if declared else None
         reports = _run(targets or implementations.names(), settings, timeout)
         if declaration is not None:
-            reports = [apply(declaration, one) for one in reports]
+            whole = Settings(seed=seed, cases=cases, laws=laws, dtype=dtype) == settings
+            reports = [apply(declaration, one, _diagnosis_of, whole) for one in reports]
     except DeclarationError as error:
         fail(USAGE, str(error))
     except implementations.AdapterError as error:
@@ -165,6 +172,20 @@ def _single_jobs(case: int | None, law: int | None, vector: str | None) -> tuple
     if vector is not None:
         jobs.append(("vectors", 0))
     return tuple(jobs) or None
+
+
+def _diagnosis_of(report: Report, result: Result) -> str | None:
+    """The mistake that an implementation's numbers look like, for declarations that expect one."""
+    del result  # a diagnosis is of the implementation, at points of its own
+    return _diagnosis(report.target, report.dtype, report.seed)
+
+
+@cache
+def _diagnosis(target: str, dtype: str, seed: int) -> str | None:
+    from vitspec.testing import implementations
+    from vitspec.testing.diagnose import expected_by_name
+
+    return expected_by_name(implementations.find(target), dtype=dtype, seed=seed)
 
 
 def _config(text: str | None) -> ViTConfig | None:

@@ -143,7 +143,9 @@ class Report:
         """The command that runs one result again."""
         command = f"vitspec check {quoted(self.target)} --dtype {self.dtype} --seed {self.seed}"
         kind, _, index = result.place.partition(" ")
-        only = f" --only {result.check}"
+        only = "" if result.check == "run" else f" --only {result.check}"
+        if kind == "photograph":
+            return f"{command}{only} --cases 0 --laws 0 --no-vectors"
         if kind in ("case", "law"):
             return f"{command}{only} --{kind} {index}"
         if kind == "identities":
