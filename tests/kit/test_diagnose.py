@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from vitspec.testing.diagnose.findings import departures, hints
 from vitspec.testing.diagnose.points import Sample
 from vitspec.testing.diagnose.search import candidates
 from vitspec.testing.diagnose.table import PAIRS
-from vitspec.testing.implementations import AdapterError
+from vitspec.testing.implementations import AdapterError, find
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import SpecImplementation
 
@@ -407,3 +409,14 @@ def test_the_text_fits_80_columns_and_names_what_was_found(names):
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
     assert all(name in text for name in names)
+
+
+def test_the_page_shows_what_is_printed():
+    page = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text()
+    command, *shown = re.search(r"```console\n(.*?)\n\.\.\.\n", page, re.DOTALL)[1].splitlines()
+    target = command.removeprefix("$ vitspec diagnose ")
+    text = text_of(diagnose(find(target)))
+    printed = {" ".join(re.sub(r"\d[\d.e+-]*", "#", line).split()) for line in text.splitlines()}
+    assert len(shown) > 15
+    for line in shown:
+        assert " ".join(re.sub(r"\d[\d.e+-]*", "#", line).split()) in printed
