@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from vitspec import ViTConfig
 from vitspec.testing.cases import Case
@@ -202,12 +203,24 @@ def test_an_unknown_factor_is_measured_and_no_name_is_invented():
     assert any("the fault is in the backward" in note for note in found.notes)
 
 
+def test_what_is_only_near_a_deviation_is_not_it():
+    def change(name, value, found):
+        return value * (1 + 2e-5) if name == "logits" else value
+
+    found = diagnose(Altered(change, mistakes=[deviation("encoder-gradients-reversed")]))
+    assert found.nearest[0].name == "encoder-gradients-reversed"
+    assert 1 < found.nearest[0].distance < 64
+    assert not found.nearest[0].matches
+    assert found.name is None
+
+
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
         (lambda value: -value, "minus the truth"),
         (lambda value: 0 * value, "zero"),
         (lambda value: 2.5 * value, "2.5 x the truth"),
+        (lambda value: 6 * value, "6 x the truth"),  # tokens or features? one point cannot tell
         (lambda value: value[::-1], "the truth reversed along axis 0"),
         (lambda value: np.roll(value, 1, axis=1), "the truth shifted by +1 along axis 1"),
         (lambda value: value.T.reshape(value.shape), "the truth transposed"),
@@ -350,7 +363,8 @@ class Friendly(SpecImplementation):
 def test_what_is_not_supported_is_replaced_and_the_deviation_still_named():
     found = diagnose(Friendly("vit", mistakes=[deviation("heads-split-by-raw-reshape")]))
     assert found.name == "heads-split-by-raw-reshape"
-    assert len(found.points) == 4
+    assert len(set(found.points)) == 4
+    assert any("num_layers=3" in point for point in found.points)  # no more is given up than needed
     assert any("heads must divide" in note for note in found.notes)
 
 
@@ -405,7 +419,10 @@ def test_json_holds_everything_and_no_infinity():
 
 @pytest.mark.parametrize("names", [("activation-gelu",), PAIRS[0], ()])
 def test_the_text_fits_80_columns_and_names_what_was_found(names):
-    text = text_of(diagnose(planted(*names)))
+    found = diagnose(planted(*names))
+    tables = [part for part in diagnosis_tables(found) if isinstance(part, Table)]
+    assert {table.width for table in tables} == ({80} if names else set())
+    text = text_of(found)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
     assert all(name in text for name in names)
