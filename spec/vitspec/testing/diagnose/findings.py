@@ -59,17 +59,18 @@ def _layer_order(tap: str) -> int:
 
 
 def hints(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
-    """What the pattern of the departures says, whether or not they have a name."""
+    """What the pattern of the departures says, if they have no name."""
     tensors = {d.tensor for d in found if d.kind != "tap"}
     gradients = tensors - {"logits"}
     notes = []
-    if gradients and "logits" not in tensors:
+    taps = any(d.kind == "tap" for d in found)
+    if gradients and "logits" not in tensors and not taps:
         notes.append("The logits are right and gradients are wrong: the fault is in the backward.")
         notes += _one_place(gradients, samples)
     if tensors == {"logits"} and len(samples[0].tensors) > 1:
         notes.append("Only the logits are wrong: forward and vjp do not compute the same model.")
-    if "logits" not in tensors and any(d.kind == "tap" for d in found):
-        notes.append("A tap departs, but the logits do not: another value has that tap's name.")
+    if taps and not tensors:
+        notes.append("A tap departs, but nothing else does: another value has that tap's name.")
     notes += _only_where(samples)
     notes += _rows(samples)
     return notes

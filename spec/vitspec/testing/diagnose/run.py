@@ -79,7 +79,8 @@ def diagnose(
         _conforming(diagnosis, implementation, samples)
     else:
         _departing(diagnosis, samples)
-    diagnosis.notes += hints(diagnosis.departures, samples)
+    if diagnosis.name is None:
+        diagnosis.notes += hints(diagnosis.departures, samples)
     diagnosis.seconds = time.monotonic() - start
     return diagnosis
 
