@@ -125,7 +125,7 @@ vjp departs at the photograph
   the photograph, ViTConfig()
   tensor          metric error  price  bound ratio
   layers.1.ffn.b1   norm   0.4 2.5e-7 1.0e-6 4.0e5
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --only vjp
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --only vjp --cases 0 --laws 0 --no-vectors
 
 ill-formed.patchH_ne0 departs at ill-formed
   accepted it
@@ -133,7 +133,7 @@ ill-formed.patchH_ne0 departs at ill-formed
 
 run could not be run at case 2
   it raised ValueError: [bold]no[/bold]
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --only run --case 2
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --case 2
 and 1 more: scale
 Declared, but nothing is named so: vjp.nothing
 
@@ -393,7 +393,7 @@ def test_markdown_is_a_verdict_a_table_and_failures(good, bad):
     assert f"### ❌ `vit-cls+{MISTAKE} 1` as vit-cls, float32" in text
     assert "| `ill-formed.*` | 6 | 0 | 0 |  |  |  |  |" in text
     assert "| `vjp` | 0 | **1** | 1 | `layers.1.ffn.b1` | 0.4 | 1.0e-6 | 4.0e5 |" in text
-    command = "vitspec check my-vit --dtype float32 --seed 3 --only vjp"
+    command = "vitspec check my-vit --dtype float32 --seed 3 --only vjp --cases 0 --laws 0 --no-vectors"
     assert f"```sh\n{command}\n```" in text
 
 

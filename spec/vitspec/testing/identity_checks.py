@@ -44,7 +44,7 @@ def check_identities(
                 "example(rng) -> (config, params, images); see docs/identities.md"
             )
         with implementations.guarded(implementation, "example", f"seed {seed}"):
-            point = example_point(implementation, rng)
+            point = example_point(implementation, rng, dtype=precision.name)
     else:
         drawn = _supported_point(implementation, precision, seed, index, config)
         if drawn is None:
