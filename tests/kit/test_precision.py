@@ -14,6 +14,7 @@ from vitspec.testing.precision import (
     RoundingArithmetic,
     rounded,
 )
+from vitspec.testing.tolerance import Price, distances, grade, sizes
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -149,3 +150,21 @@ def test_noise_is_reproducible():
 
     assert np.array_equal(run(5), run(5))
     assert not np.array_equal(run(5), run(6))
+
+
+def test_a_loop_over_equal_rows_is_within_the_bound():
+    """The last shift's gradient under mean pooling: each addition rounds the same way."""
+    precision, rng = PRECISIONS["float32"], np.random.default_rng(6)
+    worst = 0.0
+    for tokens in (9, 36, 64, 100, 169):
+        shares = rng.standard_normal((3, 5)).astype(np.float32) / np.float32(tokens)
+        loop = np.add.accumulate(np.repeat(shares, tokens, axis=0), dtype=np.float32)[-1]
+        truth = tokens * shares.astype(float).sum(axis=0)
+        runs = []
+        for run in range(12):
+            arithmetic = NoisyArithmetic(precision, np.random.default_rng(run), run % 2 == 1)
+            sums = [arithmetic.array(np.tile(s.astype(float), (tokens, 1))).sum(0) for s in shares]
+            runs.append(distances(np.asarray(sums[0] + sums[1] + sums[2]), truth))
+        price = Price.of(sizes(truth), runs, precision.u)
+        worst = max(worst, grade("beta", loop.astype(float), truth, price).ratio)
+    assert 0.02 < worst < 0.6

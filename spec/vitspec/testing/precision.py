@@ -7,9 +7,10 @@ precision could have given, whatever the order of its sums; several runs show ho
 also where everything cancels. It needs no hardware of that precision, and gives the same numbers on
 every machine.
 
-- In `float64` and `float32` a sum errs by up to u times the sum of the terms' magnitudes, and a
-  plain sum (no product) of n terms by sqrt(n) times that: its terms may be equal, as in the
-  gradient of a bias under mean pooling, and then the roundings do not average out.
+- In `float64` and `float32` a product's sums err by up to u times the sum of the terms'
+  magnitudes, a plain sum of n terms by sqrt(n) times that, and by n times that if the terms are
+  equal, as in the gradient of the last shift under mean pooling: then every addition rounds the
+  same way, and a loop over the tokens is off by as many roundings as there are tokens.
 - `bfloat16` and `float16` round each operation's result, but sum in something wider.
 - `tf32` is float32 whose matrix products round their factors to 11 bits.
 """
@@ -113,6 +114,10 @@ EXACT = {np.maximum, np.minimum, np.negative, np.absolute, np.positive, np.copys
 """Operations that never round."""
 
 
+NEARLY_EQUAL = 64
+"""Terms that differ by no more than this many roundings round alike when they are added up."""
+
+
 class NoisyArithmetic:
     """Monte Carlo arithmetic in one precision.
 
@@ -147,13 +152,21 @@ class NoisyArithmetic:
         elif ufunc is np.matmul and not self.precision.sums_wider:
             magnitude = np.matmul(np.abs(inputs[0]), np.abs(inputs[1]))
         elif method == "reduce" and not self.precision.sums_wider:
-            magnitude = ufunc.reduce(np.abs(inputs[0]), **{**kwargs, "out": None})
-            terms = np.size(inputs[0]) / max(np.size(result), 1)
-            magnitude = magnitude * np.asarray(result).dtype.type(np.sqrt(terms))
+            magnitude = self._of_sum(inputs[0], np.size(result), {**kwargs, "out": None})
         moved = self._moved(result, magnitude, self.u)
         if "out" in kwargs:
             kwargs["out"][0][...] = moved
         return moved
+
+    def _of_sum(self, x: Array, results: int, kwargs: dict[str, Any]) -> Any:
+        """How far a plain sum of x may be off, in units of u."""
+        if x.size == 0:
+            return np.add.reduce(x, **kwargs)
+        largest = np.maximum.reduce(np.abs(x), **kwargs)
+        spread = np.maximum.reduce(x, **kwargs) - np.minimum.reduce(x, **kwargs)
+        n = x.size / results
+        times = np.where(spread <= NEARLY_EQUAL * self.u * largest, n, np.sqrt(n))
+        return np.add.reduce(np.abs(x), **kwargs) * times.astype(x.dtype)
 
     def _moved(self, x: Any, magnitude: Any, u: float) -> Any:
         dtype = np.asarray(x).dtype
