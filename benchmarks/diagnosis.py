@@ -2,8 +2,8 @@
 
     python benchmarks/diagnosis.py [--dtype float32] [--pairs]
 
-Every deviation of the catalogue that a model shows, as it stands and with the derivatives of its own
-forward, is planted into the specification and diagnosed; `--pairs` plants two at once instead.
+Every deviation of the catalogue that a model shows, as it stands and with the derivatives of its
+own forward, is planted into the specification and diagnosed; `--pairs` plants two at once instead.
 A diagnosis takes some seconds, so all of them take about an hour for each precision.
 """
 

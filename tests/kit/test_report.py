@@ -137,7 +137,7 @@ run could not be run at case 2
 and 1 more: scale
 Declared, but nothing is named so: vjp.nothing
 
-"""
+"""  # noqa: E501
 
 
 def test_a_report_at_80_columns():
@@ -393,7 +393,8 @@ def test_markdown_is_a_verdict_a_table_and_failures(good, bad):
     assert f"### ❌ `vit-cls+{MISTAKE} 1` as vit-cls, float32" in text
     assert "| `ill-formed.*` | 6 | 0 | 0 |  |  |  |  |" in text
     assert "| `vjp` | 0 | **1** | 1 | `layers.1.ffn.b1` | 0.4 | 1.0e-6 | 4.0e5 |" in text
-    command = "vitspec check my-vit --dtype float32 --seed 3 --only vjp --cases 0 --laws 0 --no-vectors"
+    command = "vitspec check my-vit --dtype float32 --seed 3 --only vjp"
+    command += " --cases 0 --laws 0 --no-vectors"
     assert f"```sh\n{command}\n```" in text
 
 

@@ -195,6 +195,7 @@ class ViTGrads(Record):
 class ViTSpec(_VisionTransformer):
     """The ViT whose logits come from the mean of the encoded tokens.
 
+    >>> import numpy as np
     >>> config = ViTConfig(patch_h=2, patch_w=3, stride=2, embed_dim=8, hidden_dim=12, head_count=2,
     ...                    num_layers=2, num_classes=5)
     >>> rng = np.random.default_rng(0)
