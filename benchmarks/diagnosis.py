@@ -33,7 +33,7 @@ def main() -> None:
             rows += pairs_table(dtypes, [pair])
     else:
         for one in track(CATALOGUE, "deviations", console=progress, transient=True):
-            rows += diagnosis_table(dtypes, [one.name])
+            rows += diagnosis_table(dtypes, [one.name], both_models=True)
     Console().print(rows_table(rows))
 
 
