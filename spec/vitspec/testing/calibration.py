@@ -162,7 +162,7 @@ _HEADINGS = (
 
 def _row(one: Figures) -> list[str]:
     seen = {name: margin for name, margin in one.margins.items() if margin > 1}
-    smallest = f"{min(seen.values()):.1f}" if seen else ""
+    smallest = f"{min(seen.values()):.2g}" if seen else ""
     return [
         one.dtype, f"{one.comparisons:,}", str(one.rejected),
         f"{max(one.worst.values(), default=0):.2f}", str(len(one.margins)), str(len(seen)),
