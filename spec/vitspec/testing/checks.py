@@ -24,7 +24,7 @@ from vitspec.testing.tolerance import Grade, Price, grade
 
 CASE_RUNS = 12
 """Noise runs that set the price of a small case, where each is a small sample of rounding."""
-PHOTOGRAPH_RUNS = 4
+PHOTOGRAPH_RUNS = 2
 """Noise runs at full size, where each has millions of roundings to average over."""
 LAW_FACTOR = 8.0
 """A law compares results that all err, perhaps of a function that rounds worse than the truth."""
