@@ -157,5 +157,20 @@ class NoVersion:
     def forward(self, config, params, images): ...
 
 
+class Other(Good):
+    """Of a function that vitspec does not know, with a gradient that is not its forward's."""
+
+    spec = "other"
+
+    def example(self, rng):
+        return None, {"w": rng.standard_normal((5, 3))}, rng.standard_normal((4, 5))
+
+    def forward(self, config, params, images):
+        return images @ params["w"]
+
+    def vjp(self, config, params, images, cotangent):
+        return {"w": images.T @ cotangent / len(images)}, cotangent @ params["w"].T
+
+
 class Bfloat17(Good):
     dtype = "bfloat17"

@@ -108,6 +108,16 @@ def test_the_last_bit_is_a_matter_of_determinism_alone():
     assert failed == {"determinism"}
 
 
+def test_another_function_is_checked_by_its_identities_alone():
+    with pytest.raises(AdapterError, match="only its identities can be checked: --identities"):
+        check(bad("Other"))
+    report = check(bad("Other"), identities=True)
+    assert report.exit_code == 1
+    failed = {r.check for r in report.results if r.status == "failed"}
+    assert "identity.directional-derivative-of-one-tensor" in failed
+    assert "identity.batch-split-of-the-vjp" in failed
+
+
 # ---- in processes: exit codes that a script can trust --------------------------------------------
 
 

@@ -117,7 +117,16 @@ def check(implementation: Any, settings: Settings = QUICK, **changes: Any) -> Re
 
 
 def new_report(target: str, implementation: Any, settings: Settings) -> Report:
-    """A report without results."""
+    """A report without results.
+
+    Raises:
+        AdapterError: the implementation cannot be checked so.
+    """
+    if implementation.spec == "other" and not settings.identities:
+        raise AdapterError(
+            f"{implementation.name} is of a function that vitspec has no specification of; "
+            "only its identities can be checked: --identities"
+        )
     precision = implementations.precision_of(implementation, settings.dtype)
     i = implementation
     return Report(target, i.name, i.version, i.spec, precision.name, settings.seed)
