@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 try:
-    import rich
+    import rich  # noqa: F401 - the commands print with it
     import typer
 except ImportError as error:  # the core installs neither
     raise SystemExit(
@@ -19,8 +19,6 @@ except ImportError as error:  # the core installs neither
 import vitspec
 from vitspec.commands import bench, check, diagnose, ledgers, shapes, tolerances, vectors
 from vitspec.commands.common import console
-
-__all__ = ["app", "main", "rich"]
 
 app = typer.Typer(
     help="The Vision Transformer as an executable specification.",

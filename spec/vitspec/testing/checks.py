@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitspec.config import ViTConfig, vit_base_patch16_config
+from vitspec.models.parameters import parameter_shapes
 from vitspec.testing import implementations, laws
 from vitspec.testing.cases import KINK_MARGIN, MODELS, Case, random_case
 from vitspec.testing.photograph import load_photograph
@@ -250,33 +251,12 @@ def check_ill_formed(implementation: Any, precision: Precision, place: str) -> I
 
 
 def _point_of_any_config(spec: str, config: ViTConfig) -> Point:
-    """Arrays of the shapes that an ill-formed configuration asks for, where it has any."""
-    c, (C, H, W) = config, SMOKE_IMAGE
+    """Arrays of the shapes that an ill-formed configuration asks for."""
     rng = np.random.default_rng(0)
-    inner = c.embed_dim // c.head_count * c.head_count if c.head_count else c.embed_dim
-    tokens = 4 + (spec == "vit-cls")
-    shapes: dict[str, tuple[int, ...]] = {
-        "patch_embed.kernel": (c.embed_dim, C, c.patch_h, c.patch_w),
-        "patch_embed.bias": (c.embed_dim,),
-        "pos_enc.pos": (tokens, c.embed_dim),
-        "head.weights": (c.num_classes, c.embed_dim),
-        "head.bias": (c.num_classes,),
-    }
-    if spec == "vit-cls":
-        shapes["cls_token"] = (c.embed_dim,)
-    for i in range(c.num_layers):
-        layer = {
-            "mha.wq": (c.embed_dim, inner), "mha.wk": (c.embed_dim, inner),
-            "mha.wv": (c.embed_dim, inner), "mha.wo": (inner, c.embed_dim),
-            "ffn.w1": (c.embed_dim, c.hidden_dim), "ffn.w2": (c.hidden_dim, c.embed_dim),
-            "ffn.b1": (c.hidden_dim,), "ffn.b2": (c.embed_dim,),
-            "norm1_gamma": (c.embed_dim,), "norm1_beta": (c.embed_dim,),
-            "norm2_gamma": (c.embed_dim,), "norm2_beta": (c.embed_dim,),
-        }  # fmt: skip
-        shapes |= {f"encoder.layers.{i}.{name}": shape for name, shape in layer.items()}
+    shapes = parameter_shapes(config, *SMOKE_IMAGE, cls=spec == "vit-cls")
     params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-    images = rng.standard_normal((2, C, H, W))
-    return Point(spec, config, params, images, rng.standard_normal((2, c.num_classes)))
+    images = rng.standard_normal((2, *SMOKE_IMAGE))
+    return Point(spec, config, params, images, rng.standard_normal((2, config.num_classes)))
 
 
 # ---- first of all: is it an adapter? -----------------------------------------------------------
