@@ -1,7 +1,34 @@
 """vitfast: the Vision Transformer of `vitspec`, fast: JAX, Flax NNX and Tokamax."""
 
-from vitfast.attention import AttentionFn, make_tokamax_attention
+from vitfast.attention import AttentionFn, PlainAttention, make_tokamax_attention
 from vitfast.convert import from_flat, to_flat
-from vitfast.model import VisionTransformer
+from vitfast.model import Taps, VisionTransformer
+from vitfast.sharding import (
+    NoSharding,
+    ShardingSpec,
+    TensorParallelSharding,
+    ViTSharding,
+    ViTTensorParallelSharding,
+    make_mesh,
+    shard_images,
+)
+from vitfast.training import cross_entropy, make_train_step
 
-__all__ = ["AttentionFn", "VisionTransformer", "from_flat", "make_tokamax_attention", "to_flat"]
+__all__ = [
+    "AttentionFn",
+    "NoSharding",
+    "PlainAttention",
+    "ShardingSpec",
+    "Taps",
+    "TensorParallelSharding",
+    "ViTSharding",
+    "ViTTensorParallelSharding",
+    "VisionTransformer",
+    "cross_entropy",
+    "from_flat",
+    "make_mesh",
+    "make_tokamax_attention",
+    "make_train_step",
+    "shard_images",
+    "to_flat",
+]

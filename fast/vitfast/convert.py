@@ -1,11 +1,13 @@
 """Parameters to and from the specification's flat form {dotted name: NumPy array}.
 
 A model's parameters already have the names and layouts of `vitspec`: the name is the path through
-the modules. The one difference is that the parameters of the encoder's layers are stacked, so
+the modules. The one difference is that the parameters of the encoder's layers may be stacked, and
+then
 
     encoder.layers.mha.wq (num_layers, D, I)    holds    encoder.layers.{i}.mha.wq (D, I)
 
-Nothing is rounded, transposed or reordered: the conversion loses no bit in either direction.
+Nothing is rounded, transposed or reordered: the conversion loses no bit in either direction, on one
+device or on a mesh.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 from jaxtyping import Float
 
-from vitfast.attention import AttentionFn
 from vitfast.model import Pool, VisionTransformer
+from vitfast.sharding import on_mesh
 from vitspec.config import ViTConfig
 from vitspec.errors import InvalidParameters
 from vitspec.models.parameters import parameter_shapes
@@ -31,27 +34,27 @@ Flat = dict[str, Float[np.ndarray, "..."]]
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """The scalar types in which a model can be."""
 
-STACKED = "encoder.layers."
-"""What the path of a stacked parameter begins with; in its flat names, a number comes next."""
+LAYERS = "encoder.layers."
+"""What the name of a layer's parameter begins with; in its flat names, a number comes next."""
 
 
 def to_flat(model: VisionTransformer) -> Flat:
     """The parameters of a model, or its gradients (a model too, as `jax.grad` returns it).
 
+    With several processes, all must call this, and each gets everything.
+
     Returns:
         The arrays by flat name, in the specification's order; read-only views where possible.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
-    arrays = {_dotted(path): np.asarray(leaf) for path, leaf in leaves}
-    height, width, in_channels = model.image_shape
-    names = parameter_shapes(model.config, in_channels, height, width, cls=model.pool == "cls")
+    arrays = {_dotted(path): _to_numpy(leaf) for path, leaf in leaves}
     flat = {}
-    for name in names:
-        if name.startswith(STACKED):
-            layer, rest = name.removeprefix(STACKED).split(".", maxsplit=1)
-            flat[name] = arrays[STACKED + rest][int(layer)]
-        else:
+    for name in _shapes(model):
+        if name in arrays:
             flat[name] = arrays[name]
+        else:
+            layer, rest = name.removeprefix(LAYERS).split(".", maxsplit=1)
+            flat[name] = arrays[LAYERS + rest][int(layer)]
     return flat
 
 
@@ -63,9 +66,9 @@ def from_flat(
     height: int,
     width: int,
     pool: Pool = "mean",
-    attention_fn: AttentionFn | None = None,
+    **options: Any,
 ) -> VisionTransformer:
-    """The model with these parameters, in their scalar type.
+    """The model with these parameters, in their scalar type; on the mesh that is set, if one is.
 
     Args:
         config: the architecture.
@@ -74,25 +77,31 @@ def from_flat(
         height: height of the images, in pixels.
         width: width of the images, in pixels.
         pool: "mean" or "cls".
-        attention_fn: the attention; None is `make_tokamax_attention()`.
+        options: what else `VisionTransformer` takes, but for `param_dtype` and `rngs`.
 
     Raises:
         NotWellFormed: there is no such model (see `VisionTransformer`).
+        MeshDoesNotDivide: a parameter does not divide over the mesh.
         InvalidParameters: names are missing or unexpected, shapes are wrong, scalar types are mixed
             or not among `DTYPES`; everything that is wrong is listed.
     """
-    model = VisionTransformer(
-        config,
-        in_channels=in_channels,
-        height=height,
-        width=width,
-        pool=pool,
-        attention_fn=attention_fn,
-        rngs=None,
+    model = fill(
+        VisionTransformer(
+            config,
+            in_channels=in_channels,
+            height=height,
+            width=width,
+            pool=pool,
+            param_dtype=scalar_type(flat),
+            rngs=None,
+            **options,
+        ),
+        flat,
     )
-    model = fill(model, flat)
     with jax.enable_x64(True):  # else JAX would round float64 to float32
-        return jax.tree.map(jnp.asarray, model)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _to_devices(leaf, _dotted(path), model), model
+        )
 
 
 def fill(model: VisionTransformer, flat: Mapping[str, Any]) -> VisionTransformer:
@@ -104,24 +113,51 @@ def fill(model: VisionTransformer, flat: Mapping[str, Any]) -> VisionTransformer
         InvalidParameters: as `from_flat`.
     """
     height, width, in_channels = model.image_shape
-    cls = model.pool == "cls"
     subject = f"parameters of {model.config!r} for {in_channels} x {height} x {width} images"
-    check_flat(flat, parameter_shapes(model.config, in_channels, height, width, cls=cls), subject)
-    dtype = flat["head.bias"].dtype
-    if dtype.name not in DTYPES:
-        raise InvalidParameters(subject, [f"scalar type {dtype}: expected {', '.join(DTYPES)}"])
+    check_flat(flat, _shapes(model), subject)
+    if model.param_dtype.name not in DTYPES or flat["head.bias"].dtype != model.param_dtype:
+        found = flat["head.bias"].dtype
+        raise InvalidParameters(subject, [f"scalar type {found}: expected {', '.join(DTYPES)}"])
 
     def leaf(path: Any, shape: Any) -> np.ndarray:
         name = _dotted(path)
-        if not name.startswith(STACKED):
+        if name in flat:
             return flat[name]
-        rest = name.removeprefix(STACKED)
-        layers = [flat[f"{STACKED}{i}.{rest}"] for i in range(model.config.num_layers)]
-        return np.array(layers, dtype).reshape(shape.shape)  # reshaped for the case of no layers
+        rest = name.removeprefix(LAYERS)
+        layers = [flat[f"{LAYERS}{i}.{rest}"] for i in range(model.config.num_layers)]
+        # Reshaped for the case of no layers.
+        return np.array(layers, model.param_dtype).reshape(shape.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, model)
 
 
+def scalar_type(flat: Mapping[str, Any]) -> str:
+    """The scalar type of flat parameters, or float32, which then `fill` finds to be wrong."""
+    name = np.dtype(getattr(flat.get("head.bias"), "dtype", np.float32)).name
+    return name if name in DTYPES else "float32"
+
+
+def _shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
+    height, width, in_channels = model.image_shape
+    return parameter_shapes(model.config, in_channels, height, width, cls=model.pool == "cls")
+
+
+def _to_devices(leaf: np.ndarray, name: str, model: VisionTransformer) -> jax.Array:
+    if not on_mesh():
+        return jax.numpy.asarray(leaf)
+    spec = model.sharding.parameter(name, stacked=model.scan_layers and name.startswith(LAYERS))
+    # Each process, and each device, takes no more than its own part.
+    return jax.make_array_from_callback(
+        leaf.shape, NamedSharding(jax.sharding.get_mesh(), spec), lambda part: leaf[part]
+    )
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+
 def _dotted(path: tuple[Any, ...]) -> str:
     """The path of a leaf through the modules; the last step, into the Variable, has no name."""
-    return ".".join(key.name for key in path[:-1])
+    return ".".join(str(getattr(key, "name", getattr(key, "idx", ""))) for key in path[:-1])

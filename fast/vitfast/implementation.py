@@ -1,17 +1,26 @@
-"""vitfast as an implementation that `vitspec check` can test: `vit` and `vit_cls`.
+"""vitfast as an implementation that `vitspec check` can test: `vit`, `vit_cls` and their variants.
 
 The protocol is NumPy in, NumPy out: images (B, C, H, W), parameters by flat name, cotangents
 (B, K). It is the one that third parties follow, and vitfast has no other way in.
 
-Everything is computed in the scalar type of the arrays, float64 included. Programs are compiled
-once for each configuration, shape and scalar type: `jax.jit` keeps them, since a model is a pytree
-whose static part is its configuration. A check runs hundreds of tiny configurations, each a new
-program, so for them what counts is the time to compile: see `QUICK`.
+Variants are named by what they choose, in this order, each part optional:
+
+    vit[_cls]  _bfloat16 | _float16  _plain | _xla | _xla_chunked | _triton | _mosaic | ...
+               _loop  _remat  _autodiff
+
+    vitspec check vitfast.implementation:vit_cls_bfloat16_xla_chunked_remat
+
+Without a low precision, everything is computed in the scalar type of the arrays, float32 or
+float64. Programs are compiled once for each configuration, shape and scalar type: `jax.jit` keeps
+them, since a model is a pytree whose static part is its configuration. A check runs hundreds of
+tiny configurations, each a new program, so for them what counts is the time to compile: see
+`QUICK`.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -20,7 +29,8 @@ import numpy as np
 from jaxtyping import Float
 
 import vitspec
-from vitfast.convert import Flat, fill, to_flat
+from vitfast.attention import KNOWN_IMPLEMENTATIONS, PlainAttention, make_tokamax_attention
+from vitfast.convert import Flat, fill, scalar_type, to_flat
 from vitfast.model import VisionTransformer
 from vitspec.config import ViTConfig
 from vitspec.errors import InvalidArray
@@ -35,6 +45,13 @@ QUICK: dict[str, Any] = {
 QUICK_UP_TO = 1_000_000
 """The number of parameters and pixels up to which compiling costs more than running."""
 
+VARIANT = re.compile(
+    r"vit(?P<cls>_cls)?(?:_(?P<dtype>bfloat16|float16))?"
+    rf"(?:_(?P<attention>plain|{'|'.join(KNOWN_IMPLEMENTATIONS)}))?"
+    r"(?P<loop>_loop)?(?P<remat>_remat)?(?P<autodiff>_autodiff)?"
+)
+"""The names of variants."""
+
 
 class VitFast:
     """`VisionTransformer` behind the protocol of an implementation.
@@ -42,14 +59,20 @@ class VitFast:
     Attributes:
         name, version: what the report calls it.
         spec: which function it claims to be, "vit" or "vit-cls".
-        dtype: what it computes in when asked to choose.
+        dtype: what it can compute in; a single low precision is its type of activations.
+        options: what the models are built with.
     """
 
     version = vitspec.__version__
-    dtype = "float32"
 
-    def __init__(self, name: str, spec: Literal["vit", "vit-cls"]) -> None:
-        self.name, self.spec = name, spec
+    def __init__(
+        self,
+        name: str,
+        spec: Literal["vit", "vit-cls"],
+        dtype: str | tuple[str, ...] = ("float32", "float64"),
+        **options: Any,
+    ) -> None:
+        self.name, self.spec, self.dtype, self.options = name, spec, dtype, options
 
     def forward(
         self, config: ViTConfig, params: Mapping[str, Any], images: Float[np.ndarray, "B C H W"]
@@ -62,7 +85,7 @@ class VitFast:
             # Whoever checks a small model wants its gradients too: their program serves for both.
             zeros = [np.zeros((len(images), config.num_classes), images.dtype)] if quick else []
             logits = program(model, _channels_last(images), *zeros)
-            return np.asarray(logits[0] if quick else logits)
+            return self._numpy(logits[0] if quick else logits, images)
 
     def vjp(
         self,
@@ -82,7 +105,7 @@ class VitFast:
                 )
             program = compiled(logits_and_vjp, is_quick(model, images))
             _, (d_model, d_images) = program(model, _channels_last(images), cotangent)
-            return to_flat(d_model), np.asarray(d_images).transpose(0, 3, 1, 2)
+            return to_flat(d_model), self._numpy(d_images, images).transpose(0, 3, 1, 2)
 
     def _model(
         self, config: ViTConfig, params: Mapping[str, Any], images: np.ndarray
@@ -98,13 +121,54 @@ class VitFast:
             height=height,
             width=width,
             pool="cls" if self.spec == "vit-cls" else "mean",
+            param_dtype=scalar_type(params),
+            dtype=self.dtype if isinstance(self.dtype, str) else None,
             rngs=None,
+            **self.options,
         )
         return fill(model, params)
+
+    def _numpy(self, x: jax.Array, images: np.ndarray) -> np.ndarray:
+        """An output in the arrays' type, which holds every number of a lower precision."""
+        return np.asarray(x).astype(images.dtype, copy=False)
 
 
 vit = VitFast("vitfast", "vit")
 vit_cls = VitFast("vitfast-cls", "vit-cls")
+
+
+@functools.cache
+def variant(name: str) -> VitFast:
+    """The variant of this name (see the module's docstring).
+
+    Raises:
+        ValueError: the name is not one of a variant.
+    """
+    match = VARIANT.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is not a variant of vitfast: expected {VARIANT.pattern}")
+    part = match.groupdict()
+    options: dict[str, Any] = {
+        "scan_layers": part["loop"] is None,
+        "use_gradient_checkpointing": part["remat"] is not None,
+        "custom_vjp": part["autodiff"] is None,
+    }
+    if part["attention"] == "plain":
+        options["attention_fn"] = PlainAttention(options["custom_vjp"])
+    elif part["attention"] is not None:
+        options["attention_fn"] = make_tokamax_attention(part["attention"])
+    return VitFast(
+        name.replace("vit", "vitfast", 1).replace("_", "-"),
+        "vit-cls" if part["cls"] else "vit",
+        part["dtype"] or ("float32", "float64"),
+        **options,
+    )
+
+
+def __getattr__(name: str) -> VitFast:
+    if VARIANT.fullmatch(name):
+        return variant(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def just_logits(model: VisionTransformer, images: Any) -> Any:
@@ -115,7 +179,7 @@ def just_logits(model: VisionTransformer, images: Any) -> Any:
 def logits_and_vjp(model: VisionTransformer, images: Any, cotangent: Any) -> Any:
     """The logits, and the cotangents (d_model, d_images) by automatic differentiation."""
     logits, pullback = jax.vjp(just_logits, model, images)
-    return logits, pullback(cotangent)
+    return logits, pullback(cotangent.astype(logits.dtype))
 
 
 def is_quick(model: VisionTransformer, images: np.ndarray) -> bool:

@@ -1,0 +1,222 @@
+"""The operations of a Vision Transformer, with the specification's derivatives written by hand.
+
+Each is a function of JAX arrays and, under the same name, a member of two sets:
+
+    AUTOMATIC   the formula alone; JAX differentiates it, in forward mode too
+    BY_HAND     the same formula, with the backward of `vitspec.layers` as its derivative (under
+                `jax.custom_vjp`, which excludes forward mode)
+
+The second is not only the specification's but the faster one: what automatic differentiation makes
+of a normalisation or of a product over three dimensions is more, and worse fused, than what one
+writes; `docs/performance.md` has the programs and the measurements.
+
+Parameters may have another type than activations: they are rounded to it before a product, and
+their gradients are accumulated, and left, in the parameters' own type. Statistics of a row are
+taken in float32 at least.
+
+Shapes: rows are all dimensions but the last; D in, F out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from vitfast.sharding import axes_of, gather, on_mesh
+from vitspec.scalars import EPSILON
+
+ROWS_WORTH_A_TRANSPOSE = 512
+"""From how many rows on, on a CPU, it pays to transpose a weight before the product with it."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """One way to differentiate.
+
+    Attributes:
+        linear: rows times a weight, `(x, w, b=None, model_axis=None)`.
+        layer_norm: each row normalised, `(x, gamma, beta, epsilon=1e-6)`.
+        relu: `(x)`, with derivative 0 at 0.
+        gelu: `(x)`, the exact one, x times the normal distribution function.
+    """
+
+    linear: Callable[..., jax.Array]
+    layer_norm: Callable[..., jax.Array]
+    relu: Callable[[jax.Array], jax.Array]
+    gelu: Callable[[jax.Array], jax.Array]
+
+
+# ---- linear --------------------------------------------------------------------------------------
+
+
+def product(x: jax.Array, w: jax.Array, model_axis: str | None) -> jax.Array:
+    """y = x w, of rows (..., D) and a weight (D, F).
+
+    On a mesh, the weight is gathered but for the model axis: if that cuts F, it cuts y's columns;
+    if it cuts D, each device has a part of the sum, and y is their sum.
+    """
+    whole = gather(w.astype(x.dtype), model_axis)
+    rows, (_, columns) = axes_of(x)[:-1], axes_of(whole)
+    return _contract(x, whole, (x.ndim - 1,), (0,), (*rows, columns))
+
+
+_product = partial(jax.custom_vjp, nondiff_argnums=(2,))(product)
+
+
+def _product_forward(x: jax.Array, w: jax.Array, model_axis: str | None) -> Any:
+    return product(x, w, model_axis), (x, w)
+
+
+def _product_backward(model_axis: str | None, saved: Any, d_y: jax.Array) -> Any:
+    """d_x = d_y w^T,  d_w = x^T d_y summed over all rows.
+
+    What is saved is the device's own part of w: it is gathered once more, not kept. d_w has the
+    sharding of w from the start: the sum over the batch scatters it.
+    """
+    x, w = saved
+    whole = gather(w.astype(x.dtype), model_axis)
+    if x.size // max(x.shape[-1], 1) >= ROWS_WORTH_A_TRANSPOSE:
+        d_x = _contract(d_y, _transposed(whole), (d_y.ndim - 1,), (0,), axes_of(x))
+    else:
+        d_x = _contract(d_y, whole, (d_y.ndim - 1,), (1,), axes_of(x))
+    rows = tuple(range(x.ndim - 1))
+    return d_x, _contract(x, d_y, rows, rows, axes_of(w), w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _contract(
+    a: jax.Array,
+    b: jax.Array,
+    a_dims: tuple[int, ...],
+    b_dims: tuple[int, ...],
+    out_axes: tuple[Any, ...],
+    dtype: Any = None,
+) -> jax.Array:
+    """The product over these dimensions, in full precision, its result on these mesh axes."""
+    return jax.lax.dot_general(
+        a,
+        b,
+        ((a_dims, b_dims), ((), ())),
+        precision="highest",
+        preferred_element_type=a.dtype if dtype is None else dtype,
+        out_sharding=PartitionSpec(*out_axes) if on_mesh() else None,
+    )
+
+
+def _transposed(w: jax.Array) -> jax.Array:
+    """The weight (F, D) laid out anew, where that is worth it.
+
+    On a CPU, XLA's product with a transposed right factor takes twice the time; left alone, it
+    would fold the transposition back into the product. Libraries on other platforms do not care.
+    """
+    return jax.lax.platform_dependent(
+        w,
+        cpu=lambda w: jax.lax.optimization_barrier(w.T),
+        default=lambda w: w.T,
+    )
+
+
+def _linear(multiply: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def linear(
+        x: jax.Array, w: jax.Array, b: jax.Array | None = None, model_axis: str | None = None
+    ) -> jax.Array:
+        """x w + b."""
+        y = multiply(x, w, model_axis)
+        return y if b is None else y + gather(b.astype(x.dtype), model_axis)
+
+    return linear
+
+
+# ---- layer normalisation -------------------------------------------------------------------------
+
+
+def _normalize(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """Each row with mean 0 and variance 1 (but for epsilon), and 1 / its standard deviation."""
+    x = x.astype(_at_least_float32(x))
+    centred = x - x.mean(axis=-1, keepdims=True)
+    # jnp.var centres once more, as Lean does: it matters when a row is all but constant.
+    std = jnp.sqrt(centred.var(axis=-1, keepdims=True) + epsilon)
+    return centred / std, std
+
+
+def layer_norm(
+    x: jax.Array, gamma: jax.Array, beta: jax.Array, epsilon: float = float(EPSILON)
+) -> jax.Array:
+    """`vitspec.layers.normalization`: each row normalised, scaled by gamma, shifted by beta."""
+    normed, _ = _normalize(x, epsilon)
+    return (normed * gamma + beta).astype(x.dtype)
+
+
+_layer_norm = partial(jax.custom_vjp, nondiff_argnums=(3,))(layer_norm)
+
+
+def _layer_norm_forward(x: jax.Array, gamma: jax.Array, beta: jax.Array, epsilon: float) -> Any:
+    return layer_norm(x, gamma, beta, epsilon), (x, gamma, beta)
+
+
+def _layer_norm_backward(epsilon: float, saved: Any, d_y: jax.Array) -> Any:
+    """`vitspec.layers.normalization.layer_norm_backward`."""
+    x, gamma, beta = saved
+    normed, std = _normalize(x, epsilon)
+    d_y = d_y.astype(normed.dtype)
+    d_normed = d_y * gamma
+    centred = d_normed - d_normed.mean(axis=-1, keepdims=True)
+    d_x = (centred - normed * (d_normed * normed).mean(axis=-1, keepdims=True)) / std
+    rows = tuple(range(x.ndim - 1))
+    d_gamma, d_beta = (d_y * normed).sum(axis=rows), d_y.sum(axis=rows)
+    return d_x.astype(x.dtype), d_gamma.astype(gamma.dtype), d_beta.astype(beta.dtype)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _at_least_float32(x: jax.Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+# ---- activations ---------------------------------------------------------------------------------
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0). Its derivative at 0 is 0, as in Lean; that of `jnp.maximum` would be 1/2."""
+    return jax.nn.relu(x)
+
+
+_relu = jax.custom_vjp(relu)
+# The output tells as much as the input, and the next product keeps it anyway.
+_relu.defvjp(lambda x: (relu(x),) * 2, lambda y, d_y: (jnp.where(y > 0, d_y, 0),))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the standard normal distribution function at x (Hendrycks, Gimpel, 1606.08415)."""
+    return x * _normal_distribution(x)
+
+
+_gelu = jax.custom_vjp(gelu)
+
+
+def _gelu_backward(x: jax.Array, d_y: jax.Array) -> tuple[jax.Array]:
+    """The derivative of x P(x) is P(x) + x p(x), with the normal density p = P'."""
+    density = jnp.exp(-x * x / 2) * (2 * jnp.pi) ** -0.5
+    return (d_y * (_normal_distribution(x) + x * density),)
+
+
+_gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def _normal_distribution(x: jax.Array) -> jax.Array:
+    return jax.lax.erfc(-x * 0.5**0.5) / 2
+
+
+AUTOMATIC = Operations(_linear(product), layer_norm, relu, gelu)
+BY_HAND = Operations(_linear(_product), _layer_norm, _relu, _gelu)
+
+linear = BY_HAND.linear
