@@ -4,11 +4,15 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import jaxtyping
 import pytest
 
 from vitspec import ViTConfig
 from vitspec.testing.cases import Case
+
+# Must come before the first use of a device. One device is as before; the others are for meshes.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def case(spec, channels, height, width, **fields):
