@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from vitfast.attention import AttentionFn, attention_weights
 from vitfast.ops import Operations
-from vitfast.sharding import ShardingSpec, axes_of, gather, on_mesh, place, reshape
+from vitfast.sharding import ShardingSpec, axes_of, gather, on_mesh, reshape
 from vitspec.config import ViTConfig
 from vitspec.geometry import windows
 
@@ -124,7 +125,7 @@ class MultiHeadAttention(nnx.Module):
         """The attention of x Wq, x Wk, x Wv by head, the heads side by side, times Wo."""
         if self.wq.shape[1] == 0:  # more heads than columns: no head has any width
             return jnp.zeros_like(x)
-        heads = self.build.attention_fn(*(self._project(x, w) for w in (self.wq, self.wk, self.wv)))
+        heads = self.build.attention_fn(*self._project(x, self.wq, self.wk, self.wv))
         B, n, H, d = heads.shape
         return self._linear(heads.reshape(B, n, H * d), self.wo)
 
@@ -133,11 +134,13 @@ class MultiHeadAttention(nnx.Module):
         if self.wq.shape[1] == 0:
             B, n, _ = x.shape
             return jnp.full((B, self.head_count, n, n), 1 / n, x.dtype)
-        return attention_weights(self._project(x, self.wq), self._project(x, self.wk))
+        return attention_weights(*self._project(x, self.wq, self.wk))
 
-    def _project(self, x: jax.Array, w: nnx.Param) -> jax.Array:
-        y = self._linear(x, w)
-        return y.reshape(*y.shape[:2], self.head_count, y.shape[2] // self.head_count)
+    def _project(self, x: jax.Array, *weights: nnx.Param) -> tuple[jax.Array, ...]:
+        ws = tuple(w[...] for w in weights)
+        ys = self.build.ops.products(x, ws, self.build.sharding.model_axis)
+        B, n, I = ys[0].shape  # noqa: E741
+        return tuple(y.reshape(B, n, self.head_count, I // self.head_count) for y in ys)
 
     def _linear(self, x: jax.Array, w: nnx.Param) -> jax.Array:
         return self.build.ops.linear(x, w[...], model_axis=self.build.sharding.model_axis)
@@ -256,5 +259,6 @@ class Linear(nnx.Module):
 def prepend(row: Float[jax.Array, " D"], x: Float[jax.Array, "B n D"]) -> jax.Array:
     """A row (the class token) above each sequence: (B, n + 1, D)."""
     whole = gather(row.astype(x.dtype), None)
-    above = jnp.broadcast_to(whole, (x.shape[0], 1, whole.shape[0]))
-    return jnp.concatenate([place(above, axes_of(x)[0]) if on_mesh() else above, x], axis=1)
+    where = {"out_sharding": PartitionSpec(axes_of(x)[0])} if on_mesh() else {}
+    above = jnp.broadcast_to(whole, (x.shape[0], 1, whole.shape[0]), **where)
+    return jnp.concatenate([above, x], axis=1)

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from vitfast.sharding import axes_of, gather, on_mesh
+from vitfast.sharding import axes_of, gather, on_mesh, place
 from vitspec.scalars import EPSILON
 
 ROWS_WORTH_A_TRANSPOSE = 512
@@ -41,12 +41,14 @@ class Operations:
 
     Attributes:
         linear: rows times a weight, `(x, w, b=None, model_axis=None)`.
+        products: the same rows times each of several weights, `(x, ws, model_axis)`.
         layer_norm: each row normalised, `(x, gamma, beta, epsilon=1e-6)`.
         relu: `(x)`, with derivative 0 at 0.
         gelu: `(x)`, the exact one, x times the normal distribution function.
     """
 
     linear: Callable[..., jax.Array]
+    products: Callable[..., tuple[jax.Array, ...]]
     layer_norm: Callable[..., jax.Array]
     relu: Callable[[jax.Array], jax.Array]
     gelu: Callable[[jax.Array], jax.Array]
@@ -63,33 +65,60 @@ def product(x: jax.Array, w: jax.Array, model_axis: str | None) -> jax.Array:
     """
     whole = gather(w.astype(x.dtype), model_axis)
     rows, (_, columns) = axes_of(x)[:-1], axes_of(whole)
-    return _contract(x, whole, (x.ndim - 1,), (0,), (*rows, columns))
+    return _contract(x, whole, (x.ndim - 1,), (0,), PartitionSpec(*rows, columns))
 
 
-_product = partial(jax.custom_vjp, nondiff_argnums=(2,))(product)
+def products(
+    x: jax.Array, ws: tuple[jax.Array, ...], model_axis: str | None
+) -> tuple[jax.Array, ...]:
+    """The product of the same rows with each of several weights."""
+    return tuple(product(x, w, model_axis) for w in ws)
 
 
-def _product_forward(x: jax.Array, w: jax.Array, model_axis: str | None) -> Any:
-    return product(x, w, model_axis), (x, w)
+_products = partial(jax.custom_vjp, nondiff_argnums=(2,))(products)
 
 
-def _product_backward(model_axis: str | None, saved: Any, d_y: jax.Array) -> Any:
-    """d_x = d_y w^T,  d_w = x^T d_y summed over all rows.
+def _products_forward(x: jax.Array, ws: tuple[jax.Array, ...], model_axis: str | None) -> Any:
+    return products(x, ws, model_axis), (x, ws)
+
+
+def _products_backward(model_axis: str | None, saved: Any, d_ys: tuple[jax.Array, ...]) -> Any:
+    """d_x = sum of the d_y w^T,  d_w = x^T d_y summed over all rows.
 
     What is saved is the device's own part of w: it is gathered once more, not kept. d_w has the
-    sharding of w from the start: the sum over the batch scatters it.
+    sharding of w from the start: the sum over the batch scatters it. Where the model axis cuts the
+    columns, each device has a part of d_x, and these are summed over the devices once, not once for
+    each weight.
     """
-    x, w = saved
-    whole = gather(w.astype(x.dtype), model_axis)
-    if x.size // max(x.shape[-1], 1) >= ROWS_WORTH_A_TRANSPOSE:
-        d_x = _contract(d_y, _transposed(whole), (d_y.ndim - 1,), (0,), axes_of(x))
-    else:
-        d_x = _contract(d_y, whole, (d_y.ndim - 1,), (1,), axes_of(x))
+    x, ws = saved
+    parts = (_d_rows(x, w, d_y, model_axis) for w, d_y in zip(ws, d_ys, strict=True))
+    d_x = place(reduce(jax.lax.add, parts), *axes_of(x))
     rows = tuple(range(x.ndim - 1))
-    return d_x, _contract(x, d_y, rows, rows, axes_of(w), w.dtype)
+    d_ws = (
+        _contract(x, d_y, rows, rows, PartitionSpec(*axes_of(w)), w.dtype)
+        for w, d_y in zip(ws, d_ys, strict=True)
+    )
+    return d_x, tuple(d_ws)
 
 
-_product.defvjp(_product_forward, _product_backward)
+def _d_rows(x: jax.Array, w: jax.Array, d_y: jax.Array, model_axis: str | None) -> jax.Array:
+    """d_y w^T; where the model axis cuts the columns, each device's part of that ("unreduced")."""
+    if on_mesh():
+        # Else XLA sees that the forward gathers the same weight, and keeps that one until now.
+        w = jax.lax.optimization_barrier(w)
+    whole = gather(w.astype(x.dtype), model_axis)
+    columns = axes_of(d_y)[-1]
+    spec = PartitionSpec(*axes_of(x), unreduced=set() if columns is None else {columns})
+    if x.size // max(x.shape[-1], 1) >= ROWS_WORTH_A_TRANSPOSE:
+        return _contract(d_y, _transposed(whole), (d_y.ndim - 1,), (0,), spec)
+    return _contract(d_y, whole, (d_y.ndim - 1,), (1,), spec)
+
+
+_products.defvjp(_products_forward, _products_backward)
+
+
+def _product(x: jax.Array, w: jax.Array, model_axis: str | None) -> jax.Array:
+    return _products(x, (w,), model_axis)[0]
 
 
 def _contract(
@@ -97,7 +126,7 @@ def _contract(
     b: jax.Array,
     a_dims: tuple[int, ...],
     b_dims: tuple[int, ...],
-    out_axes: tuple[Any, ...],
+    out_spec: PartitionSpec,
     dtype: Any = None,
 ) -> jax.Array:
     """The product over these dimensions, in full precision, its result on these mesh axes."""
@@ -107,7 +136,7 @@ def _contract(
         ((a_dims, b_dims), ((), ())),
         precision="highest",
         preferred_element_type=a.dtype if dtype is None else dtype,
-        out_sharding=PartitionSpec(*out_axes) if on_mesh() else None,
+        out_sharding=out_spec if on_mesh() else None,
     )
 
 
@@ -216,7 +245,7 @@ def _normal_distribution(x: jax.Array) -> jax.Array:
     return jax.lax.erfc(-x * 0.5**0.5) / 2
 
 
-AUTOMATIC = Operations(_linear(product), layer_norm, relu, gelu)
-BY_HAND = Operations(_linear(_product), _layer_norm, _relu, _gelu)
+AUTOMATIC = Operations(_linear(product), products, layer_norm, relu, gelu)
+BY_HAND = Operations(_linear(_product), _products, _layer_norm, _relu, _gelu)
 
 linear = BY_HAND.linear
