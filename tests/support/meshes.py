@@ -28,13 +28,13 @@ CONFIG = ViTConfig(
     patch_w=2,
     stride=2,
     embed_dim=64,
-    hidden_dim=40,
+    hidden_dim=56,
     head_count=16,
     num_layers=2,
     num_classes=5,
 )
 """Eight devices divide embed_dim, hidden_dim and the heads, of which two stay on each; no two sizes
-are equal: D 64, F 40, 16 heads of width 4, T 9, B 24, K 5, L 2, C 3."""
+are equal: D 64, F 56, 16 heads of width 4, T 9, B 24, K 5, L 2, C 3."""
 
 SIZE = {"in_channels": 3, "height": 7, "width": 6}
 
