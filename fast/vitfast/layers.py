@@ -232,6 +232,8 @@ class TransformerEncoder(nnx.Module):
 
         if self.build.checkpoint:
             apply = jax.checkpoint(apply)
+        elif on_mesh():
+            apply = jax.checkpoint(apply, policy=_all_but_gathered)
         if isinstance(self.layers, TransformerEncoderLayer):
             return jax.lax.scan(apply, x, self.layers)
         found = []
@@ -241,6 +243,15 @@ class TransformerEncoder(nnx.Module):
         if not taps or not found:
             return x, None
         return x, jax.tree.map(lambda *one: jnp.stack(one), *found)
+
+
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What the forward keeps for the backward: whatever it computes, but no gathered parameter.
+
+    Kept, these would be the whole model on every device. Automatic differentiation would keep them,
+    and in a straight line XLA would, seeing that the backward gathers what the forward did.
+    """
+    return primitive.name != "reshard"
 
 
 class Linear(nnx.Module):

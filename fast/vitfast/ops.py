@@ -103,9 +103,6 @@ def _products_backward(model_axis: str | None, saved: Any, d_ys: tuple[jax.Array
 
 def _d_rows(x: jax.Array, w: jax.Array, d_y: jax.Array, model_axis: str | None) -> jax.Array:
     """d_y w^T; where the model axis cuts the columns, each device's part of that ("unreduced")."""
-    if on_mesh():
-        # Else XLA sees that the forward gathers the same weight, and keeps that one until now.
-        w = jax.lax.optimization_barrier(w)
     whole = gather(w.astype(x.dtype), model_axis)
     columns = axes_of(d_y)[-1]
     spec = PartitionSpec(*axes_of(x), unreduced=set() if columns is None else {columns})
