@@ -29,6 +29,7 @@ import tokamax
 from absl import flags
 from jaxtyping import Bool, Float
 
+from vitfast.ops import accumulate
 from vitfast.sharding import axes_of, on_mesh, place
 from vitspec.errors import InvalidArray
 
@@ -367,8 +368,12 @@ def _exponentials(
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """Products over the last two dimensions, in full precision, in float32 at least."""
-    dtype = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.matmul(a, b, precision="highest", preferred_element_type=dtype)
+    return accumulate(
+        lambda a, b, dtype: jnp.matmul(a, b, precision="highest", preferred_element_type=dtype),
+        a,
+        b,
+        jnp.promote_types(a.dtype, jnp.float32),
+    )
 
 
 def _swap_heads_and_rows(x: jax.Array) -> jax.Array:

@@ -127,13 +127,34 @@ def _contract(
     dtype: Any = None,
 ) -> jax.Array:
     """The product over these dimensions, in full precision, its result on these mesh axes."""
-    return jax.lax.dot_general(
+    return accumulate(
+        lambda a, b, dtype: jax.lax.dot_general(
+            a,
+            b,
+            ((a_dims, b_dims), ((), ())),
+            precision="highest",
+            preferred_element_type=dtype,
+            out_sharding=out_spec if on_mesh() else None,
+        ),
         a,
         b,
-        ((a_dims, b_dims), ((), ())),
-        precision="highest",
-        preferred_element_type=a.dtype if dtype is None else dtype,
-        out_sharding=out_spec if on_mesh() else None,
+        a.dtype if dtype is None else dtype,
+    )
+
+
+def accumulate(multiply: Callable[..., jax.Array], a: jax.Array, b: jax.Array, dtype: Any) -> Any:
+    """A product of factors of one type with a result, and sums, of another.
+
+    XLA for the CPU (jaxlib 0.10.2) fails on it when it runs: there the factors are converted, which
+    changes no number.
+    """
+    if dtype == a.dtype:
+        return multiply(a, b, dtype)
+    return jax.lax.platform_dependent(
+        a,
+        b,
+        cpu=lambda a, b: multiply(a.astype(dtype), b.astype(dtype), dtype),
+        default=lambda a, b: multiply(a, b, dtype),
     )
 
 

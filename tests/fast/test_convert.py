@@ -36,12 +36,18 @@ def assert_same_bits(flat, other):
         assert array.tobytes() == other[name].tobytes(), name
 
 
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "loop"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=2)
-def test_flat_to_model_to_flat_keeps_every_bit_name_and_the_order(any_case, dtype, seed):
+def test_flat_to_model_to_flat_keeps_every_bit_name_and_the_order(
+    any_case, dtype, scan_layers, seed
+):
     flat = any_bits(any_case, dtype, seed)
-    model = from_flat(any_case.config, flat, **any_case.size, pool=pool(any_case))
+    model = from_flat(
+        any_case.config, flat, **any_case.size, pool=pool(any_case), scan_layers=scan_layers
+    )
+    assert model.param_dtype == dtype
     assert_same_bits(to_flat(model), flat)
 
 

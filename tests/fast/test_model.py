@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from vitfast import VisionTransformer
+from support.compare import assert_close
+from vitfast import VisionTransformer, from_flat, implementation, make_tokamax_attention
 from vitfast.implementation import is_quick, logits_and_vjp, quick_options, vit
 from vitspec import InvalidArray, NotWellFormed
 
@@ -48,6 +50,91 @@ def test_the_program_does_not_grow_with_depth(cases):
         lowered(case, replace(case.config, num_layers=n)).count("stablehlo.") for n in (2, 50)
     )
     assert shallow == deep
+
+
+def test_with_gradient_checkpointing_memory_grows_with_depth_by_one_activation(cases):
+    """Twelve layers keep their inputs, but not their scores and hidden units."""
+    case = cases["several heads, layers and channels"]
+    config = replace(case.config, num_layers=12, hidden_dim=96)
+
+    def temporary_bytes(**options):
+        model = VisionTransformer(config, **case.size, rngs=None, **options)
+        images = jax.ShapeDtypeStruct((8, case.height, case.width, case.in_channels), jnp.float32)
+        cotangent = jax.ShapeDtypeStruct((8, config.num_classes), jnp.float32)
+        program = jax.jit(logits_and_vjp).lower(model, images, cotangent)
+        compiled = program.compile(compiler_options=quick_options())
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes() > 3 * temporary_bytes(use_gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "loop"])
+def test_taps_are_the_layers_outputs_and_cost_nothing_to_those_who_do_not_ask(cases, scan_layers):
+    case = cases["the same with CLS"]
+    flat, image = case.model().to_flat(), case.image()[None].transpose(0, 2, 3, 1)
+    with jax.enable_x64(True):
+        model = from_flat(case.config, flat, **case.size, pool="cls", scan_layers=scan_layers)
+        logits, taps = jax.jit(lambda m, x: m.forward_with_taps(x, attention_weights=True))(
+            model, image
+        )
+        np.testing.assert_array_equal(logits, jax.jit(lambda m, x: m(x))(model, image))
+        # Two layers instead of three, whose output is tapped: it is the input of the third.
+        shallow = {n: a for n, a in flat.items() if not n.startswith("encoder.layers.2")}
+        shorter = replace(case.config, num_layers=2)
+        model2 = from_flat(shorter, shallow, **case.size, pool="cls", scan_layers=scan_layers)
+        _, taps2 = model2.forward_with_taps(image)
+        assert_close(taps.hidden_states[:3], taps2.hidden_states, 1e-13, "hidden states")
+        text = jax.jit(lambda m, x: m(x)).lower(model, image).as_text()
+    rows = taps.hidden_states.shape[2]
+    layers, heads = case.config.num_layers, case.config.head_count
+    assert taps.hidden_states.shape == (layers + 1, 1, rows, case.config.embed_dim)
+    assert taps.attention_weights.shape == (layers, 1, heads, rows, rows)
+    np.testing.assert_allclose(np.asarray(taps.attention_weights).sum(axis=-1), 1, rtol=1e-14)
+    assert f"tensor<{layers}x1x{rows}x{case.config.embed_dim}" not in text
+    assert taps2.attention_weights is None
+
+
+def test_taps_without_layers_are_the_encoder_s_input(cases):
+    case = cases["no layers"]
+    for scan_layers in (True, False):
+        model = VisionTransformer(
+            case.config, **case.size, scan_layers=scan_layers, rngs=nnx.Rngs(0)
+        )
+        image = jnp.asarray(case.image()[None].transpose(0, 2, 3, 1), jnp.float32)
+        _, taps = model.forward_with_taps(image)
+        assert taps.hidden_states.shape[0] == 1
+
+
+def test_activations_are_of_dtype_and_gradients_of_param_dtype(cases):
+    case = cases["several heads, layers and channels"]
+    model = new_model(case, dtype="bfloat16")
+    images = jax.ShapeDtypeStruct((2, case.height, case.width, case.in_channels), jnp.float32)
+    cotangent = jax.ShapeDtypeStruct((2, case.config.num_classes), jnp.bfloat16)
+    logits, (d_model, d_images) = jax.eval_shape(logits_and_vjp, model, images, cotangent)
+    assert logits.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((d_model, d_images))} == {np.dtype("float32")}
+    products = [
+        line
+        for line in jax.jit(lambda m, x: m(x)).lower(model, images).as_text().splitlines()
+        if "dot_general" in line and "batching_dims" not in line  # scores are in float32
+    ]
+    assert len(products) > 6
+    assert [line for line in products if "xbf16>, tensor" not in line] == []
+
+
+def test_variants_are_found_by_name_and_only_they():
+    found = implementation.vit_cls_bfloat16_xla_chunked_loop_remat_autodiff
+    assert (found.spec, found.dtype) == ("vit-cls", "bfloat16")
+    assert found.options == {
+        "scan_layers": False,
+        "use_gradient_checkpointing": True,
+        "custom_vjp": False,
+        "attention_fn": make_tokamax_attention("xla_chunked"),
+    }
+    with pytest.raises(AttributeError, match="vit_bfloat16_cls"):
+        implementation.vit_bfloat16_cls  # noqa: B018
+    with pytest.raises(ValueError, match="'vat' is not a variant of vitfast"):
+        implementation.variant("vat")
 
 
 def test_the_adapter_computes_in_the_type_of_the_arrays(cases):
