@@ -31,9 +31,6 @@ from jax.sharding import PartitionSpec
 from vitfast.sharding import axes_of, gather, on_mesh, place
 from vitspec.scalars import EPSILON
 
-ROWS_WORTH_A_TRANSPOSE = 512
-"""From how many rows on, on a CPU, it pays to transpose a weight before the product with it."""
-
 
 @dataclass(frozen=True)
 class Operations:
@@ -106,8 +103,6 @@ def _d_rows(x: jax.Array, w: jax.Array, d_y: jax.Array, model_axis: str | None) 
     whole = gather(w.astype(x.dtype), model_axis)
     columns = axes_of(d_y)[-1]
     spec = PartitionSpec(*axes_of(x), unreduced=set() if columns is None else {columns})
-    if x.size // max(x.shape[-1], 1) >= ROWS_WORTH_A_TRANSPOSE:
-        return _contract(d_y, _transposed(whole), (d_y.ndim - 1,), (0,), spec)
     return _contract(d_y, whole, (d_y.ndim - 1,), (1,), spec)
 
 
@@ -155,19 +150,6 @@ def accumulate(multiply: Callable[..., jax.Array], a: jax.Array, b: jax.Array, d
         b,
         cpu=lambda a, b: multiply(a.astype(dtype), b.astype(dtype), dtype),
         default=lambda a, b: multiply(a, b, dtype),
-    )
-
-
-def _transposed(w: jax.Array) -> jax.Array:
-    """The weight (F, D) laid out anew, where that is worth it.
-
-    On a CPU, XLA's product with a transposed right factor takes twice the time; left alone, it
-    would fold the transposition back into the product. Libraries on other platforms do not care.
-    """
-    return jax.lax.platform_dependent(
-        w,
-        cpu=lambda w: jax.lax.optimization_barrier(w.T),
-        default=lambda w: w.T,
     )
 
 
