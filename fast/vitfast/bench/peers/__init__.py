@@ -1,0 +1,1 @@
+"""Who takes part. Each module imports one framework, so only workers import these modules."""

@@ -1,0 +1,1 @@
+"""The commands of `vitfast`, one in each module."""
