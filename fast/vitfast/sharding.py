@@ -222,7 +222,10 @@ def on_mesh() -> bool:
 
 
 def shard_images(images: Any, sharding: ShardingSpec) -> jax.Array:
-    """Images, or labels, on the mesh that is set; with several processes, each gives its own part.
+    """Images, or labels, on the mesh that is set.
+
+    With several processes, each gives what its own devices need: processes whose devices differ
+    only along the model axis give the same images.
 
     Raises:
         MeshDoesNotDivide: the batch is no multiple of the devices that it is to be cut over.
@@ -230,9 +233,11 @@ def shard_images(images: Any, sharding: ShardingSpec) -> jax.Array:
     mesh = get_abstract_mesh()
     if mesh.empty:
         return jax.numpy.asarray(images)
-    batch = len(images) * jax.process_count()
-    check_batch(batch, sharding)
     target = NamedSharding(jax.sharding.get_mesh(), sharding.images)
+    parts = math.prod(mesh.shape[axis] for axis in sharding.batch_axes)
+    own = target.addressable_devices_indices_map((parts,)).values()
+    batch = len(images) * parts // len({rows.start for (rows,) in own})
+    check_batch(batch, sharding)
     return jax.make_array_from_process_local_data(target, images, (batch, *images.shape[1:]))
 
 
