@@ -32,6 +32,8 @@ class Measured(NamedTuple):
     def title(self) -> str:
         """The model in words."""
         how = f"{self.training.optimizer}, {self.training.param_dtype}"
+        if self.training.dtype is not None:
+            how += f", computed in {self.training.dtype}"
         if self.training.batch is not None:
             how += f", batch {self.training.batch}" + self.training.remat * " with remat"
         return f"{self.name}: {self.memories[0].parameter_count:,} parameters, {how}"
