@@ -89,8 +89,14 @@ ENDS = Counter({(PIXELS, D): 1, (TOKENS, D): 1, (D,): 2, (D, CLASSES): 1})
 class token, the head. Its bias is the one parameter that is not cut."""
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["FSDP 1x8", "both 2x2x2"])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *(("FSDP 1x8", variant) for variant in VARIANTS),
+        ("both 2x2x2", "scan"),
+        ("both 2x2x2", "loop"),
+    ],
+)
 def test_a_weight_is_gathered_for_its_use_and_once_more_in_the_backward(name, variant):
     """So between its uses no device has more than its part; and nothing else is gathered.
 
