@@ -16,7 +16,7 @@ except ImportError as error:
     ) from error
 
 import vitspec
-from vitfast.commands import bench
+from vitfast.commands import bench, memory
 from vitspec.commands.common import console
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(bench.bench)
+app.command()(memory.memory)
 
 
 def main() -> None:
