@@ -16,7 +16,7 @@ except ImportError as error:
     ) from error
 
 import vitspec
-from vitfast.commands import bench, memory
+from vitfast.commands import backends, bench, memory
 from vitspec.commands.common import console
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(backends.backends)
 app.command()(bench.bench)
 app.command()(memory.memory)
 
