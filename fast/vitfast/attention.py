@@ -211,6 +211,9 @@ def refusal(name: str) -> str | None:
 
 def _tokamax(name: str, query: Any, key: Any, value: Any, mask: Any) -> jax.Array:
     """One implementation, with its peculiarities mended."""
+    if query.dtype == jnp.float64 and key.shape[1] >= FLOAT64_UP_TO.get(name, math.inf):
+        # Left to itself, it raises a TypeError from inside a loop, and no other would be tried.
+        raise NotImplementedError("float32 is all that it carries through its loops.")
     head_dim, width = query.shape[-1], value.shape[-1]
     if head_dim == 1:
         query, key, value = map(_second_feature, (query, key, value))
@@ -231,11 +234,24 @@ def _tokamax(name: str, query: Any, key: Any, value: Any, mask: Any) -> jax.Arra
         value,
         mask=mask,
         scale=1 / math.sqrt(head_dim),
-        precision="highest",
+        precision=_precision(query.dtype),
         implementation=name,
         q_sharding=sharding,
     )[..., :width]
     return out if mask is None else _zero_blocked_queries(out, mask)
+
+
+FLOAT64_UP_TO = {"xla_chunked": 1024, "triton": 0, "mosaic": 0, "mosaic_tpu": 0, "cudnn": 0}
+"""The number of keys from which on an implementation does not take float64."""
+
+
+def _precision(dtype: Any) -> str:
+    """Full precision, in words that Tokamax takes.
+
+    Of "highest" it makes, for float16, a product that XLA has not got for the CPU.
+    """
+    float16_on_a_cpu = dtype == jnp.float16 and jax.default_backend() == "cpu"
+    return "F32_F32_F32" if float16_on_a_cpu else "highest"
 
 
 def _zero_blocked_queries(
