@@ -117,8 +117,7 @@ class VisionTransformer(nnx.Module):
         self.config, self.pool = config, pool
         self.image_shape = (height, width, in_channels)
         self.token_count = patch_count(config, height, width)
-        self.param_dtype = jnp.dtype(param_dtype)
-        self.dtype = self.param_dtype if dtype is None else jnp.dtype(dtype)
+        self.given_dtype = None if dtype is None else jnp.dtype(dtype)
         self.scan_layers = scan_layers
         self.sharding = NoSharding() if sharding is None else sharding
         self.sharding.check(
@@ -130,7 +129,7 @@ class VisionTransformer(nnx.Module):
             self.sharding,
             use_gradient_checkpointing,
         )
-        new = new_parameter(self.param_dtype, self.sharding, rngs)
+        new = new_parameter(jnp.dtype(param_dtype), self.sharding, rngs)
         D, cls_rows = config.embed_dim, int(pool == "cls")
         self.patch_embed = Conv2D(config, in_channels, build, new=new)
         if pool == "cls":
@@ -138,6 +137,16 @@ class VisionTransformer(nnx.Module):
         self.pos_enc = PositionalEncoding(self.token_count + cls_rows, D, new=new)
         self.encoder = TransformerEncoder(config, build, stacked=scan_layers, new=new)
         self.head = Linear(D, config.num_classes, build, new=new)
+
+    @property
+    def param_dtype(self) -> Any:
+        """The type of the parameters, also of ones that have been put in the place of the first."""
+        return jnp.dtype(self.head.bias.dtype)
+
+    @property
+    def dtype(self) -> Any:
+        """The type of the activations."""
+        return self.param_dtype if self.given_dtype is None else self.given_dtype
 
     def __call__(
         self, images: Float[jax.Array | np.ndarray, "batch height width channels"]
