@@ -38,7 +38,8 @@ class Sheet:
             title=self.title, title_justify="left", caption=self.note, caption_justify="left"
         )
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
+            # Folded, not cut short, where the terminal is narrow.
+            table.add_column(column, justify="right" if i else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
