@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,25 @@ def test_a_visit_runs_once_in_vain_unless_a_call_is_long(monkeypatch):
     monkeypatch.setattr("vitfast.bench.worker.time.perf_counter", lambda: next(clock) * 2.0)
     found = visit(lambda: calls.append(None), 1e6)
     assert (len(calls), found.calls) == (3, 1)
+
+
+@pytest.mark.parametrize("call", [0.5, 2.0], ids=["short calls", "a long call"])
+@pytest.mark.parametrize("others", [0.0, 0.5])
+def test_a_visit_knows_whether_others_used_the_cores(call, others, monkeypatch):
+    """Others take so many cores, and this process one, while a call lasts."""
+    clock = [0.0]
+
+    def run():
+        clock[0] += call
+
+    worker = import_module("vitfast.bench.worker")
+    monkeypatch.setattr(
+        worker,
+        "time",
+        SimpleNamespace(perf_counter=lambda: clock[0], process_time=lambda: clock[0]),
+    )
+    monkeypatch.setattr(worker, "_busy", lambda: clock[0] * (1 + others))
+    assert visit(run, 1.0).disturbed == (others > 0)
 
 
 # ---- figures -----------------------------------------------------------------------------------

@@ -39,7 +39,9 @@ class Sheet:
         )
         for i, column in enumerate(self.columns):
             # Folded, not cut short, where the terminal is narrow.
-            table.add_column(column, justify="right" if i else "left", overflow="fold")
+            table.add_column(
+                column, justify="right" if i else "left", no_wrap=not i, overflow="fold"
+            )
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -111,12 +111,11 @@ def start(job: Job) -> tuple[Model, Started]:
 
 def visit(run: Callable[[], Any], seconds: float) -> Visit:
     """Time calls for about so many seconds, one at least, after one that is not timed."""
-    begin = time.perf_counter()
+    busy, own, begin = _busy(), time.process_time(), time.perf_counter()
     result = run()
     untimed = time.perf_counter() - begin
-    busy, own, begin = _busy(), time.process_time(), time.perf_counter()
     times = [untimed] if untimed > LONG else []
-    while not times or (untimed <= LONG and time.perf_counter() - begin < seconds):
+    while not times or (untimed <= LONG and time.perf_counter() - begin < untimed + seconds):
         del result  # before the next: its memory is then free, as in a loop that uses it
         before = time.perf_counter()
         result = run()
