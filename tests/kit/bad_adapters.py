@@ -113,10 +113,13 @@ class Dropout(Good):
 
 
 class LastBit(Good):
-    """Something else on every run, by rounding: as atomic additions on a GPU."""
+    """Something else on every other run, by rounding: as atomic additions on a GPU."""
+
+    runs = 0
 
     def bend(self, d_params):
-        jitter = np.float32(1 + 2.0**-23 * np.random.default_rng().integers(0, 2))
+        self.runs += 1
+        jitter = np.float32(1 + 2.0**-23 * (self.runs % 2))
         return d_params | {"head.weights": d_params["head.weights"] * jitter}
 
 
