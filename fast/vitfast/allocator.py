@@ -17,8 +17,9 @@ def keep_freed_memory() -> bool:
 
     XLA's client for the CPU allocates all of a program's intermediate values as one block at each
     call and frees it after; glibc gives blocks of that size (1.4 GB for the gradient of ViT-B/16 at
-    batch 8) back to the system, which must clear every page of the next. That can cost as much as
-    a quarter of the step (`docs/performance.md`). Call this before the first computation, in a
+    batch 8) back to the system, which must clear every page of the next. That is nearly a second of
+    the system's CPU time for such a step, which the clock shows only where other programs want the
+    cores (`docs/performance.md`). Call this before the first computation, in a
     program of your own: it concerns the whole process, whose memory then never shrinks.
 
     Returns:

@@ -247,5 +247,3 @@ def _normal_distribution(x: jax.Array) -> jax.Array:
 
 AUTOMATIC = Operations(_linear(product), products, layer_norm, relu, gelu)
 BY_HAND = Operations(_linear(_product), _products, _layer_norm, _relu, _gelu)
-
-linear = BY_HAND.linear
