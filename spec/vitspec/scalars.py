@@ -16,14 +16,20 @@ own ufuncs, which call the elements' methods on object arrays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from vitspec import special
+from vitspec.errors import InvalidArray
 from vitspec.typing import Array
 
 EPSILON = "1e-6"
 """Lean's `Numbers.epsilon`, in decimal, so that each world takes its own nearest value."""
+
+PI = "3.14159265358979323846264338327950288419716939937510"
 
 _OBJECT = np.dtype(object)
 
@@ -38,6 +44,15 @@ def scalar(value: int | str, dtype: np.dtype) -> Any:
         return arb_type()(value)
     real = np.zeros((), dtype).real.dtype.type(value)
     return dtype.type(real)
+
+
+def rationals(values: Sequence[Sequence[Fraction]], dtype: np.dtype) -> Array:
+    """A matrix of rational numbers, each as its nearest value, or enclosed."""
+    if dtype == _OBJECT:
+        balls = [[scalar(v.numerator, dtype) / v.denominator for v in row] for row in values]
+        return np.array(balls, dtype)
+    real = np.zeros((), dtype).real.dtype.type
+    return np.array([[real(v.numerator) / real(v.denominator) for v in row] for row in values], dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -107,6 +122,36 @@ def is_positive(x: Array) -> Array:
     if x.dtype == _OBJECT:
         return np.frompyfunc(_ball_is_positive, 1, 1)(x)
     return (x.real > 0).astype(x.dtype)
+
+
+def sign(x: Array) -> Array:
+    """1, 0 or -1, by the real part; a ball that contains 0 gives an enclosure."""
+    return is_positive(x) - is_positive(-x)
+
+
+def pi(dtype: np.dtype) -> Any:
+    """The number pi in the world of `dtype`."""
+    return arb_type().pi() if dtype == _OBJECT else scalar(PI, dtype)
+
+
+def erfc(x: Array) -> Array:
+    """1 - erf(x), with erf(x) = 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x.
+
+    Complex numbers must be of a complex step: to the first order in the imaginary part y, this is
+    erfc(x) - i y 2 exp(-x^2) / sqrt(pi), and the second order must be below all rounding.
+    """
+    if x.dtype == _OBJECT:
+        return np.frompyfunc(lambda ball: ball.erfc(), 1, 1)(x)
+    if not np.iscomplexobj(x):
+        return special.erfc(x)
+    real, imaginary = x.real, x.imag
+    if imaginary.size and np.abs(imaginary).max() > 1e-20:
+        raise InvalidArray(
+            "erfc: complex numbers are for the complex step here, with imaginary parts below 1e-20,"
+            f" got {np.abs(imaginary).max():.1e}"
+        )
+    slope = -2 * np.exp(-real * real) / np.sqrt(pi(real.dtype))
+    return special.erfc(real) + 1j * (slope * imaginary)
 
 
 def is_world(x: Array) -> bool:

@@ -203,6 +203,8 @@ def _environment(job: Job) -> Iterator[None]:
     }
     if job.case.dtype == "float32":  # accelerators would round the factors of products
         settings["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    if job.keep_memory:  # in pages of 2 MB
+        settings["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     if job.threads is not None:
         settings |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(job.threads))
     before = dict(os.environ)

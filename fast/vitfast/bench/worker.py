@@ -134,13 +134,14 @@ def visit(run: Callable[[], Any], seconds: float) -> Visit:
 def _settle(run: Callable[[], Any]) -> None:
     """Call a pass until its memory is there.
 
-    Freed blocks are cut up before they fit: the first calls still take fresh pages, which can
-    double their time.
+    Freed blocks are cut up before they fit: the first calls still take fresh pages from the
+    system, which clears them, and can double a call's time.
     """
     for _ in range(SETTLING):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = resource.getrusage(resource.RUSAGE_SELF)
         run()
-        if resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000:
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        if after.ru_stime - before.ru_stime < 0.05 * (after.ru_utime - before.ru_utime):
             return
 
 

@@ -13,7 +13,7 @@ LAYER_TRACE = "models.transformer:encoder_layer_trace"
 LAYER_BACKWARD = "models.transformer:encoder_layer_backward"
 LAYER_JVP = "models.transformer:encoder_layer_jvp"
 
-_EPS = "scalars.scalar(EPSILON, x.dtype)"
+_EPS = "scalars.scalar(epsilon, x.dtype)"
 _VARIANCE = "variance = mean(twice_centred * twice_centred, axis=-1, keepdims=True)"
 _PROJECTION = "xhat * mean(w * xhat, axis=-1, keepdims=True)"
 _BACKWARD_LINES = (
