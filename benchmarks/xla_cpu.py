@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vitfast import PlainAttention, VisionTransformer, cross_entropy, make_tokamax_attention
+from vitfast import PlainAttention, ViT, cross_entropy, make_tokamax_attention
 from vitfast.allocator import keep_freed_memory
 from vitspec import ViTConfig
 
@@ -91,7 +91,7 @@ def model_gradient(args, **options):
     config = ViTConfig(
         patch_h=16, patch_w=16, stride=16, embed_dim=width, hidden_dim=4 * width, head_count=heads
     )
-    model = VisionTransformer(
+    model = ViT(
         config, in_channels=3, height=224, width=224, rngs=nnx.Rngs(0), **options
     )
     images = jnp.asarray(

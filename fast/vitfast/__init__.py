@@ -2,7 +2,7 @@
 
 from vitfast.attention import AttentionFn, PlainAttention, make_tokamax_attention
 from vitfast.convert import from_flat, to_flat
-from vitfast.model import Taps, VisionTransformer
+from vitfast.vit import Taps, ViT
 from vitfast.sharding import (
     NoSharding,
     ShardingSpec,
@@ -23,7 +23,7 @@ __all__ = [
     "TensorParallelSharding",
     "ViTSharding",
     "ViTTensorParallelSharding",
-    "VisionTransformer",
+    "ViT",
     "cross_entropy",
     "from_flat",
     "make_mesh",

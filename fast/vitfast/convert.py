@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Float
 
-from vitfast.model import Pool, VisionTransformer
+from vitfast.vit import Pool, ViT
 from vitfast.sharding import on_mesh
 from vitspec.config import ViTConfig
 from vitspec.errors import InvalidParameters
@@ -38,7 +38,7 @@ LAYERS = "encoder.layers."
 """What the name of a layer's parameter begins with; in its flat names, a number comes next."""
 
 
-def to_flat(model: VisionTransformer) -> Flat:
+def to_flat(model: ViT) -> Flat:
     """The parameters of a model, or its gradients (a model too, as `jax.grad` returns it).
 
     With several processes, all must call this, and each gets everything.
@@ -67,7 +67,7 @@ def from_flat(
     width: int,
     pool: Pool = "mean",
     **options: Any,
-) -> VisionTransformer:
+) -> ViT:
     """The model with these parameters, in their scalar type; on the mesh that is set, if one is.
 
     Args:
@@ -77,16 +77,16 @@ def from_flat(
         height: height of the images, in pixels.
         width: width of the images, in pixels.
         pool: "mean" or "cls".
-        options: what else `VisionTransformer` takes, but for `param_dtype` and `rngs`.
+        options: what else `ViT` takes, but for `param_dtype` and `rngs`.
 
     Raises:
-        NotWellFormed: there is no such model (see `VisionTransformer`).
+        NotWellFormed: there is no such model (see `ViT`).
         MeshDoesNotDivide: a parameter does not divide over the mesh.
         InvalidParameters: names are missing or unexpected, shapes are wrong, scalar types are mixed
             or not among `DTYPES`; everything that is wrong is listed.
     """
     model = fill(
-        VisionTransformer(
+        ViT(
             config,
             in_channels=in_channels,
             height=height,
@@ -104,7 +104,7 @@ def from_flat(
         )
 
 
-def fill(model: VisionTransformer, flat: Mapping[str, Any]) -> VisionTransformer:
+def fill(model: ViT, flat: Mapping[str, Any]) -> ViT:
     """A model like the given one, whose leaves are the NumPy arrays in `flat`.
 
     For callers that compile: a NumPy leaf becomes a JAX array on entering a jitted function.
@@ -137,12 +137,12 @@ def scalar_type(flat: Mapping[str, Any]) -> str:
     return name if name in DTYPES else "float32"
 
 
-def _shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ViT) -> dict[str, tuple[int, ...]]:
     height, width, in_channels = model.image_shape
     return parameter_shapes(model.config, in_channels, height, width, cls=model.pool == "cls")
 
 
-def _to_devices(leaf: np.ndarray, name: str, model: VisionTransformer) -> jax.Array:
+def _to_devices(leaf: np.ndarray, name: str, model: ViT) -> jax.Array:
     if not on_mesh():
         return jax.numpy.asarray(leaf)
     spec = model.sharding.parameter(name, stacked=model.scan_layers and name.startswith(LAYERS))

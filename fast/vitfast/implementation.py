@@ -31,7 +31,7 @@ from jaxtyping import Float
 import vitspec
 from vitfast.attention import KNOWN_IMPLEMENTATIONS, PlainAttention, make_tokamax_attention
 from vitfast.convert import Flat, fill, scalar_type, to_flat
-from vitfast.model import VisionTransformer
+from vitfast.vit import ViT
 from vitspec.config import ViTConfig
 from vitspec.errors import InvalidArray
 
@@ -54,7 +54,7 @@ VARIANT = re.compile(
 
 
 class VitFast:
-    """`VisionTransformer` behind the protocol of an implementation.
+    """`ViT` behind the protocol of an implementation.
 
     Attributes:
         name, version: what the report calls it.
@@ -109,13 +109,13 @@ class VitFast:
 
     def _model(
         self, config: ViTConfig, params: Mapping[str, Any], images: np.ndarray
-    ) -> VisionTransformer:
+    ) -> ViT:
         if images.ndim != 4:
             raise InvalidArray(
                 f"images: expected (batch, channels, height, width), got shape {images.shape}"
             )
         _, in_channels, height, width = images.shape
-        model = VisionTransformer(
+        model = ViT(
             config,
             in_channels=in_channels,
             height=height,
@@ -171,18 +171,18 @@ def __getattr__(name: str) -> VitFast:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def just_logits(model: VisionTransformer, images: Any) -> Any:
+def just_logits(model: ViT, images: Any) -> Any:
     """The logits of images (B, H, W, C)."""
     return model(images)
 
 
-def logits_and_vjp(model: VisionTransformer, images: Any, cotangent: Any) -> Any:
+def logits_and_vjp(model: ViT, images: Any, cotangent: Any) -> Any:
     """The logits, and the cotangents (d_model, d_images) by automatic differentiation."""
     logits, pullback = jax.vjp(just_logits, model, images)
     return logits, pullback(cotangent.astype(logits.dtype))
 
 
-def is_quick(model: VisionTransformer, images: np.ndarray) -> bool:
+def is_quick(model: ViT, images: np.ndarray) -> bool:
     """Whether to spare the compiler rather than the program."""
     size = images.size + sum(leaf.size for leaf in jax.tree.leaves(model))
     return size <= QUICK_UP_TO and jax.default_backend() == "cpu"

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from vitfast.model import Pool, VisionTransformer
+from vitfast.vit import Pool, ViT
 from vitfast.sharding import NoSharding, ShardingSpec, ViTTensorParallelSharding
 from vitspec.config import ViTConfig, vit_large_patch16_config
 
@@ -124,9 +124,9 @@ class Training:
     batch: int | None = None
     remat: bool = False
 
-    def model(self, sharding: ShardingSpec) -> VisionTransformer:
+    def model(self, sharding: ShardingSpec) -> ViT:
         """A new model; only to be called where shapes are evaluated."""
-        return VisionTransformer(
+        return ViT(
             self.config,
             in_channels=self.in_channels,
             height=self.height,
@@ -170,7 +170,7 @@ def measure(training: Training, mesh: Mapping[str, int]) -> Memory:
 
 def _evaluate(
     training: Training, sharding: ShardingSpec, images_sharding: NamedSharding | None
-) -> tuple[VisionTransformer, Footprint]:
+) -> tuple[ViT, Footprint]:
     """The model as shapes, and the bytes on a device of the mesh that is set."""
     model = jax.eval_shape(lambda: training.model(sharding))
     batch = training.batch or (1 if images_sharding is None else images_sharding.mesh.size)
@@ -193,7 +193,7 @@ def _evaluate(
     )
 
 
-def kept_for_backward(model: VisionTransformer, images: jax.Array) -> list[jax.Array]:
+def kept_for_backward(model: ViT, images: jax.Array) -> list[jax.Array]:
     """What the forward keeps for the backward, besides its own arguments."""
     _, backward = jax.vjp(lambda model, images: model(images), model, images)
     arguments = {id(leaf) for leaf in jax.tree.leaves((model, images))}

@@ -14,7 +14,7 @@ axes. Activations carry the batch axes only, but for the heads and the hidden un
 products, which are where `model` has them.
 
     with jax.set_mesh(make_mesh(data=2, fsdp=4)):
-        model = VisionTransformer(config, ..., sharding=ViTSharding(), rngs=nnx.Rngs(0))
+        model = ViT(config, ..., sharding=ViTSharding(), rngs=nnx.Rngs(0))
         logits = model(shard_images(images, model.sharding))
 
 Meshes are JAX's explicit ones: the sharding is part of an array's type, so that a gradient has the

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
-from vitfast.model import VisionTransformer
+from vitfast.vit import ViT
 
 Loss = Callable[[jax.Array, Any], jax.Array]
 """A loss of logits (batch, classes) and labels: one number."""
@@ -53,10 +53,10 @@ def make_train_step(optimizer: optax.GradientTransformation, loss: Loss = cross_
         loss: what to minimise.
     """
 
-    def objective(model: VisionTransformer, images: Any, labels: Any) -> jax.Array:
+    def objective(model: ViT, images: Any, labels: Any) -> jax.Array:
         return loss(model(images), labels)
 
-    def step(model: VisionTransformer, opt_state: Any, images: Any, labels: Any) -> Any:
+    def step(model: ViT, opt_state: Any, images: Any, labels: Any) -> Any:
         value, gradients = jax.value_and_grad(objective)(model, images, labels)
         updates, opt_state = optimizer.update(gradients, opt_state, model)
         return optax.apply_updates(model, updates), opt_state, value

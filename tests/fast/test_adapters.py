@@ -22,7 +22,7 @@ from support.adapters import (
     truth_of,
 )
 from support.compare import relative_error
-from vitfast.model import VisionTransformer
+from vitfast.vit import ViT
 from vitspec import InvalidParameters, NotWellFormed
 from vitspec.testing import check
 from vitspec.testing.adapters import NAME_MAPS, Rule, from_jax, from_nnx, peers
@@ -108,7 +108,7 @@ def test_peers_refuse_an_ill_formed_configuration(kind):
 def test_vitfast_agrees_also_when_it_is_made_by_the_adapter():
     def build(config, in_channels, height, width):
         size = {"in_channels": in_channels, "height": height, "width": width}
-        return VisionTransformer(config, **size, pool="cls", rngs=nnx.Rngs(0))
+        return ViT(config, **size, pool="cls", rngs=nnx.Rngs(0))
 
     implementation = from_nnx(
         build, NAME_MAPS["vitfast"], name="vitfast", version="1", spec="vit-cls", channels_last=True

@@ -7,7 +7,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitfast import VisionTransformer, from_flat, to_flat
+from vitfast import ViT, from_flat, to_flat
 from vitspec import InvalidArray, InvalidParameters, parameter_shapes
 
 DTYPES = ["float32", "float64"]
@@ -53,7 +53,7 @@ def test_flat_to_model_to_flat_keeps_every_bit_name_and_the_order(
 
 def test_model_to_flat_to_model_keeps_every_bit_and_the_structure(cases):
     case = cases["the same with CLS"]
-    model = VisionTransformer(case.config, **case.size, pool="cls", rngs=nnx.Rngs(0))
+    model = ViT(case.config, **case.size, pool="cls", rngs=nnx.Rngs(0))
     again = from_flat(case.config, to_flat(model), **case.size, pool="cls")
     assert jax.tree.structure(again) == jax.tree.structure(model)
     for leaf, same in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True):

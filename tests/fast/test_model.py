@@ -1,4 +1,4 @@
-"""What `VisionTransformer` promises beyond its values: errors, precision, size of the program."""
+"""What `ViT` promises beyond its values: errors, precision, size of the program."""
 
 import re
 from dataclasses import replace
@@ -10,19 +10,19 @@ import pytest
 from flax import nnx
 
 from support.compare import assert_close
-from vitfast import VisionTransformer, from_flat, implementation, make_tokamax_attention
+from vitfast import ViT, from_flat, implementation, make_tokamax_attention
 from vitfast.implementation import is_quick, logits_and_vjp, quick_options, vit
 from vitspec import InvalidArray, NotWellFormed
 
 
 def new_model(case, **kwargs):
     pool = "cls" if case.spec == "vit-cls" else "mean"
-    return VisionTransformer(case.config, **case.size | {"pool": pool} | kwargs, rngs=None)
+    return ViT(case.config, **case.size | {"pool": pool} | kwargs, rngs=None)
 
 
 def lowered(case, config):
     """The text of the program that computes logits and all gradients."""
-    model = VisionTransformer(config, **case.size, rngs=None)
+    model = ViT(config, **case.size, rngs=None)
     images = jax.ShapeDtypeStruct((2, case.height, case.width, case.in_channels), jnp.float32)
     cotangent = jax.ShapeDtypeStruct((2, config.num_classes), jnp.float32)
     return jax.jit(logits_and_vjp).lower(model, images, cotangent).as_text()
@@ -58,7 +58,7 @@ def test_with_gradient_checkpointing_memory_grows_with_depth_by_one_activation(c
     config = replace(case.config, num_layers=12, hidden_dim=96)
 
     def temporary_bytes(**options):
-        model = VisionTransformer(config, **case.size, rngs=None, **options)
+        model = ViT(config, **case.size, rngs=None, **options)
         images = jax.ShapeDtypeStruct((8, case.height, case.width, case.in_channels), jnp.float32)
         cotangent = jax.ShapeDtypeStruct((8, config.num_classes), jnp.float32)
         program = jax.jit(logits_and_vjp).lower(model, images, cotangent)
@@ -97,7 +97,7 @@ def test_taps_are_the_layers_outputs_and_cost_nothing_to_those_who_do_not_ask(ca
 def test_taps_without_layers_are_the_encoder_s_input(cases):
     case = cases["no layers"]
     for scan_layers in (True, False):
-        model = VisionTransformer(
+        model = ViT(
             case.config, **case.size, scan_layers=scan_layers, rngs=nnx.Rngs(0)
         )
         image = jnp.asarray(case.image()[None].transpose(0, 2, 3, 1), jnp.float32)

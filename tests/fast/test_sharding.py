@@ -23,7 +23,7 @@ from support.meshes import (
     point,
     unsharded,
 )
-from vitfast import VisionTransformer, from_flat, to_flat
+from vitfast import ViT, from_flat, to_flat
 from vitfast.sharding import (
     MeshDoesNotDivide,
     NoSharding,
@@ -158,7 +158,7 @@ def test_initial_parameters_do_not_depend_on_the_mesh():
 def new(config=CONFIG, rngs=None, **options):
     """A freshly drawn model."""
     rngs = nnx.Rngs(0) if rngs is None else rngs
-    return VisionTransformer(config, pool="cls", **SIZE, rngs=rngs, **options)
+    return ViT(config, pool="cls", **SIZE, rngs=rngs, **options)
 
 
 def test_every_parameter_but_the_last_bias_is_divided():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.compare import assert_close, assert_flat_close
-from vitfast import VisionTransformer, cross_entropy, from_flat, make_train_step, to_flat
+from vitfast import ViT, cross_entropy, from_flat, make_train_step, to_flat
 
 
 def batch(case, seed, count=4, dtype=np.float64):
@@ -46,7 +46,7 @@ def test_a_step_of_sgd_subtracts_the_specification_s_gradient(cases, seed):
 @pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "loop"])
 def test_steps_are_compiled_once_and_reuse_the_memory_of_the_last(cases, scan_layers):
     case = cases["several heads, layers and channels"]
-    model = VisionTransformer(
+    model = ViT(
         case.config, **case.size, dtype="bfloat16", scan_layers=scan_layers, rngs=nnx.Rngs(0)
     )
     optimizer = optax.adamw(1e-2)

@@ -24,7 +24,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from support.attention import BATCH, HEAD_DIM, HEADS, assert_attention_conforms, draw
-from vitfast import VisionTransformer, make_tokamax_attention
+from vitfast import ViT, make_tokamax_attention
 from vitfast.sharding import ViTTensorParallelSharding
 from vitspec import ViTConfig
 
@@ -178,7 +178,7 @@ def test_a_training_step_s_program_has_them_in_every_layer_once():
     )  # fmt: skip
     with jax.sharding.use_abstract_mesh(MESH):
         model = jax.eval_shape(  # the shapes, with their shardings
-            lambda: VisionTransformer(
+            lambda: ViT(
                 config, in_channels=3, height=16, width=16,
                 attention_fn=make_tokamax_attention("triton"), dtype=jnp.bfloat16,
                 sharding=ViTTensorParallelSharding(), rngs=nnx.Rngs(0),

@@ -17,7 +17,7 @@ from vitfast.bench.peers.jax_model import JaxModel, peak, temp_bytes
 
 
 def vitfast_model(case: Case, device: str, *, scan_layers: bool) -> Any:
-    """vitfast's `VisionTransformer`, or its operations put together as a pre-norm model."""
+    """vitfast's `ViT`, or its operations put together as a pre-norm model."""
     if case.family == "pre-norm":
         params = pre_norm.by_layer(case.config, case.parameters(), stacked=scan_layers)
         call = partial(pre_norm.pre_norm_vit, case.config)

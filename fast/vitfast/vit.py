@@ -55,7 +55,7 @@ class Taps(NamedTuple):
     attention_weights: jax.Array | None
 
 
-class VisionTransformer(nnx.Module):
+class ViT(nnx.Module):
     """`ViTSpec` (pool "mean") or `ViTClsSpec` (pool "cls").
 
     Its parameters are an NNX state with the specification's names. A module is a pytree: pass it to
@@ -89,7 +89,7 @@ class VisionTransformer(nnx.Module):
         ValueError: `pool` is unknown.
 
     >>> config = ViTConfig(embed_dim=12, hidden_dim=8, head_count=3, num_layers=2, num_classes=5)
-    >>> model = VisionTransformer(config, in_channels=3, height=32, width=48, rngs=nnx.Rngs(0))
+    >>> model = ViT(config, in_channels=3, height=32, width=48, rngs=nnx.Rngs(0))
     >>> model(jnp.ones((2, 32, 48, 3))).shape
     (2, 5)
     """
