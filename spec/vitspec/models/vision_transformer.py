@@ -47,6 +47,7 @@ from vitspec.models.block import (
     BlockGrads,
     BlockTrace,
     Setting,
+    block_trace,
     blocks_backward,
     blocks_jvp,
     blocks_trace,
@@ -228,7 +229,11 @@ class VisionTransformer(Record):
         Raises:
             InvalidArray: the image or a condition does not fit the model.
         """
-        return self.trace(image, conditions).outputs
+        h = self.embed(image, conditions)
+        settings = self._settings(conditions, h)
+        for block, setting in zip(self.encoder.layers, settings, strict=True):
+            h = block_trace(block, h, setting).output
+        return self._outputs(h, self._grid(image))[1]
 
     def trace(
         self, image: Scalar[Array, "C H W"], conditions: Conditions = PLAIN
@@ -237,18 +242,22 @@ class VisionTransformer(Record):
         embedded = self.embed(image, conditions)
         layers = blocks_trace(self.encoder.layers, embedded, self._settings(conditions, embedded))
         encoded = layers[-1].output if layers else embedded
+        pooled, outputs = self._outputs(encoded, self._grid(image))
+        return VisionTransformerTrace(embedded, layers, outputs.last_hidden_state, pooled, outputs)
+
+    def _outputs(self, encoded: Array, grid: tuple[int, int]) -> tuple[Array | None, Outputs]:
+        """What is classified, and all outputs, from the last block's output."""
         last = layer_norm(encoded, self.norm_gamma, self.norm_beta, self._epsilon)
         c, cls_rows = self.config, int(self.config.cls_token)
-        pooled = None if self.head is None else pool(last, c.pool, cls_rows)
-        outputs = Outputs(
-            last_hidden_state=last,
-            logits=None if self.head is None or pooled is None else linear(self.head, pooled),
-            pooler_output=None if self.pooler is None else np.tanh(linear(self.pooler, last[0])),
-            reconstruction=None
-            if self.decoder is None
-            else decode(self.decoder, last[cls_rows:], self._grid(image), c.decoder_stride),
-        )
-        return VisionTransformerTrace(embedded, layers, last, pooled, outputs)
+        pooled = logits = pooler_output = reconstruction = None
+        if self.head is not None:
+            pooled = pool(last, c.pool, cls_rows)
+            logits = linear(self.head, pooled)
+        if self.pooler is not None:
+            pooler_output = np.tanh(linear(self.pooler, last[0]))
+        if self.decoder is not None:
+            reconstruction = decode(self.decoder, last[cls_rows:], grid, c.decoder_stride)
+        return pooled, Outputs(last, logits, pooler_output, reconstruction)
 
     def embed(
         self, image: Scalar[Array, "C H W"], conditions: Conditions = PLAIN
