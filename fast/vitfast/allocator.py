@@ -17,10 +17,11 @@ def keep_freed_memory() -> bool:
 
     XLA's client for the CPU allocates all of a program's intermediate values as one block at each
     call and frees it after; glibc gives blocks of that size (1.4 GB for the gradient of ViT-B/16 at
-    batch 8) back to the system, which must clear every page of the next. That is nearly a second of
-    the system's CPU time for such a step, which the clock shows only where other programs want the
-    cores (`docs/performance.md`). Call this before the first computation, in a
-    program of your own: it concerns the whole process, whose memory then never shrinks.
+    batch 8) back to the system, which must clear every page of the next: anything from a tenth of a
+    call's time to more than the call itself, on a virtual machine whose host takes pages back too.
+    Call this before the first computation, in a program of your own: it concerns the whole process,
+    whose memory then never shrinks. Pages of 2 MB do as much again, but only the environment can
+    ask for them, before Python starts: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` (glibc 2.35).
 
     Returns:
         Whether it took effect: on Linux with glibc it does.
