@@ -24,7 +24,15 @@ from vitspec.config import (
     vit_large_patch16_config,
 )
 from vitspec.errors import InvalidArray, InvalidParameters, NotWellFormed
+from vitspec.models.block import BlockFactors
 from vitspec.models.parameters import parameter_shapes
+from vitspec.models.vision_transformer import (
+    Conditions,
+    Outputs,
+    VisionTransformer,
+    VisionTransformerGrads,
+    VisionTransformerTrace,
+)
 from vitspec.models.vit import ViTClsGrads, ViTClsSpec, ViTGrads, ViTSpec, ViTTrace
 from vitspec.reals import (
     complex_step_derivative,
@@ -35,12 +43,17 @@ from vitspec.reals import (
     to_reals,
 )
 from vitspec.scalars import EPSILON
+from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 
 __all__ = [
     "EPSILON",
+    "BlockFactors",
+    "Conditions",
+    "DropoutRates",
     "InvalidArray",
     "InvalidParameters",
     "NotWellFormed",
+    "Outputs",
     "TransformerStackConfig",
     "ViTClsGrads",
     "ViTClsSpec",
@@ -48,6 +61,10 @@ __all__ = [
     "ViTGrads",
     "ViTSpec",
     "ViTTrace",
+    "VisionTransformer",
+    "VisionTransformerConfig",
+    "VisionTransformerGrads",
+    "VisionTransformerTrace",
     "complex_step_derivative",
     "distance_bound",
     "encloses",
