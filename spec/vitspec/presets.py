@@ -2,10 +2,11 @@
 
 | name | source |
 | --- | --- |
-| `hf-vit-base`, `-large`, `-huge` | Hugging Face's `google/vit-{base,large}-patch16-224`, `vit-huge-patch14-224-in21k` |
+| `hf-vit-base`, `-large` | Hugging Face's `google/vit-{base,large}-patch16-224` |
+| `hf-vit-huge` | `google/vit-huge-patch14-224-in21k`, with its pooler |
 | `hf-vit-base-mim` | `ViTForMaskedImageModeling` of the base size |
 | `dinov2-small`, `-base`, `-large` | Hugging Face's `facebook/dinov2-{small,base,large}` |
-| `deit-tiny`, `-small`, `-base` | `facebook/deit-{tiny,small,base}-patch16-224` (without distillation) |
+| `deit-tiny`, `-small`, `-base` | `facebook/deit-*-patch16-224`, without distillation |
 | `jimm-vit-base` | jimm's `VisionTransformer`: epsilon 1e-12 throughout, as its checkpoints want |
 | `nnx-tutorial` | the Flax NNX tutorial's: no CLS token, the mean of the patches |
 | `d2l` | Dive into Deep Learning's `ViT` on Fashion-MNIST at 96 x 96 |

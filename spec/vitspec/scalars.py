@@ -52,7 +52,8 @@ def rationals(values: Sequence[Sequence[Fraction]], dtype: np.dtype) -> Array:
         balls = [[scalar(v.numerator, dtype) / v.denominator for v in row] for row in values]
         return np.array(balls, dtype)
     real = np.zeros((), dtype).real.dtype.type
-    return np.array([[real(v.numerator) / real(v.denominator) for v in row] for row in values], dtype)
+    quotients = [[real(v.numerator) / real(v.denominator) for v in row] for row in values]
+    return np.array(quotients, dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype) -> Array:
@@ -143,7 +144,9 @@ def erfc(x: Array) -> Array:
     if x.dtype == _OBJECT:
         return np.frompyfunc(lambda ball: ball.erfc(), 1, 1)(x)
     if not np.iscomplexobj(x):
-        return special.erfc(x)
+        # An array whose every operation errs (the kit's) must not err at each step of an algorithm.
+        own = getattr(x, "in_one_operation", None)
+        return special.erfc(x) if own is None else own(special.erfc)
     real, imaginary = x.real, x.imag
     if imaginary.size and np.abs(imaginary).max() > 1e-20:
         raise InvalidArray(

@@ -199,9 +199,8 @@ class VisionTransformerConfig:
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> tuple[str, str, bool]:
-    return f"{name}_known", f"{name} must be one of {', '.join(known)}, got {value!r}", (
-        value in known
-    )
+    must = f"{name} must be one of {', '.join(known)}, got {value!r}"
+    return f"{name}_known", must, value in known
 
 
 def _is_number(value: object) -> bool:

@@ -2,9 +2,9 @@
 
 With logits z (K,) and p = softmax(z):
 
-    cross_entropy   -sum_k t_k log p_k,   t_k = (1 - e) [k = label] + e / K      d_z = p - t
-    squared_error   sum_k (z_k - t_k)^2 / K                                      d_z = 2 (z - t) / K
-    binary          sum_k (softplus(z_k) - t_k z_k) / K,                         d_z = (s(z) - t) / K
+    cross_entropy   -sum_k t_k log p_k,   t_k = (1 - e) [k = label] + e / K  d_z = p - t
+    squared_error   sum_k (z_k - t_k)^2 / K                                 d_z = 2 (z - t) / K
+    binary          sum_k (softplus(z_k) - t_k z_k) / K,                    d_z = (s(z) - t) / K
                     softplus(z) = log(1 + exp z), s its derivative, the logistic function
 
 and, for masked image modelling, with pixels x, their reconstruction r (C, H, W) and a mask m (H, W)
@@ -12,8 +12,9 @@ that is 1 on masked patches:
 
     masked_error    sum |x - r| m / (sum m + 1e-5) / C            d_r = sign(r - x) m / (...) / C
 
-Source: Hugging Face's `ViTForImageClassification` (one class: squared error; labels that are numbers
-for each class: binary) and `ViTForMaskedImageModeling`; label smoothing e: Szegedy et al., 1512.00567.
+Source: Hugging Face's `ViTForImageClassification` (one class: squared error; labels that are
+numbers for each class: binary) and `ViTForMaskedImageModeling`; label smoothing e: Szegedy et al.,
+1512.00567.
 """
 
 from __future__ import annotations

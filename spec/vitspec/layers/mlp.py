@@ -40,7 +40,7 @@ class MlpGrads(Record):
 
 @record
 class MlpTrace(Record):
-    """What the forward computed: its hidden layer, the same activated (with factors), its output."""
+    """What the forward computed: hidden layer, the same activated (with factors), output."""
 
     hidden: Scalar[Array, "n F"]
     activated: Scalar[Array, "n F"]

@@ -3,7 +3,8 @@
 A table has one row for each of g_h x g_w patches. For a grid of n_h x n_w, rows and columns are
 interpolated one after the other, feature by feature:
 
-    out[i, j] = sum_{k, l} A[i, k] B[j, l] table[k, l],   A = weights(g_h, n_h),  B = weights(g_w, n_w)
+    out[i, j] = sum_{k, l} A[i, k] B[j, l] table[k, l]
+    A = weights(g_h, n_h),   B = weights(g_w, n_w)
 
 Position i of n stands at s = (i + 1/2) g / n - 1/2 of the g old ones (pixels are squares: half-way
 centres), and reads the four around it, k = floor(s) - 1 ... floor(s) + 2, those beyond the border
@@ -12,13 +13,13 @@ being the border's, with Keys' cubic weights at distance t = |s - k|:
     (a + 2) t^3 - (a + 3) t^2 + 1           t <= 1
     a t^3 - 5 a t^2 + 8 a t - 4 a           1 < t < 2,      a = -3/4
 
-Hence each row of the weights adds up to 1. Fewer positions are not smoothed first (no antialiasing).
-This is PyTorch's bicubic `interpolate` with align_corners=False and antialias=False, which Hugging
-Face's models call. Others take a = -1/2 (PIL, JAX), align the corners (torchvision), or smooth
-first (timm): other functions, with other results.
+Hence each row of the weights adds up to 1. Fewer positions are not smoothed first (no
+antialiasing). This is PyTorch's bicubic `interpolate` with align_corners=False and antialias=False,
+which Hugging Face's models call. Others take a = -1/2 (PIL, JAX), align the corners (torchvision),
+or smooth first (timm): other functions, with other results.
 
-The map is linear in the table: it is its own JVP, and its backward is its transpose. The weights are
-rational numbers, and computed as such.
+The map is linear in the table: it is its own JVP, and its backward is its transpose. The weights
+are rational numbers, and computed as such.
 
 Source: Keys, Cubic Convolution Interpolation for Digital Image Processing, 1981.
 """
@@ -64,7 +65,7 @@ def interpolation_weights(old: int, new: int, dtype: np.dtype) -> Scalar[Array, 
 def interpolate_positions(
     table: Scalar[Array, "N D"], old: tuple[int, int], new: tuple[int, int]
 ) -> Scalar[Array, "M D"]:
-    """The table of a grid `old` (rows, columns), row by row, read at the positions of a grid `new`."""
+    """The table of a grid `old` (rows, columns), row by row, read at those of a grid `new`."""
     return _apply(table, *_both(old, new, table.dtype))
 
 

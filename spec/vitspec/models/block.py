@@ -5,9 +5,10 @@ One block, on x (n, D):
     y   = x + f1 * s1 * MHA(LN1(x))
     out = y + f2 * s2 * MLP(LN2(y))
 
-The scales s1 and s2, if there are any, are learned, one number for each feature (LayerScale, Touvron
-et al., 2103.17239). The factors f1 and f2, if there are any, are given: 0 or 1 / (1 - p) for each
-entry under dropout, for the whole branch under stochastic depth (Huang et al., 1603.09382).
+The scales s1 and s2, if there are any, are learned, one number for each feature (LayerScale,
+Touvron et al., 2103.17239). The factors f1 and f2, if there are any, are given: 0 or 1 / (1 - p)
+for each entry under dropout, for the whole branch under stochastic depth (Huang et al.,
+1603.09382).
 
 Source: Dosovitskiy et al., 2010.11929, equations 2 and 3; Hugging Face's `ViTLayer`, `Dinov2Layer`.
 """
@@ -154,9 +155,7 @@ def block_backward(
     return grads, d_residual + d_x
 
 
-def _scale_backward(
-    scale: Array | None, branch: Array, d_out: Array
-) -> tuple[Array, Array | None]:
+def _scale_backward(scale: Array | None, branch: Array, d_out: Array) -> tuple[Array, Array | None]:
     """The cotangents of a branch and of its scale, if it has one."""
     if scale is None:
         return d_out, None
@@ -185,9 +184,7 @@ def block_jvp(
     return d_residual + times(d_branch, f.mlp)
 
 
-def _scale_jvp(
-    scale: Array | None, branch: Array, d_scale: Array | None, d_branch: Array
-) -> Array:
+def _scale_jvp(scale: Array | None, branch: Array, d_scale: Array | None, d_branch: Array) -> Array:
     """The tangent of a branch times its scale, if it has one."""
     if scale is None or d_scale is None:
         return d_branch

@@ -1,8 +1,8 @@
 """Dropout and stochastic depth, drawn: the factors of one forward in training.
 
 Dropout with probability p multiplies an entry by 0 with probability p, else by 1 / (1 - p), so that
-its expectation stays (Srivastava et al., 2014). Stochastic depth does the same to a whole branch of a
-block (Huang et al., 1603.09382), with a probability that grows linearly with depth.
+its expectation stays (Srivastava et al., 2014). Stochastic depth does the same to a whole branch of
+a block (Huang et al., 1603.09382), with a probability that grows linearly with depth.
 
 Drawing is kept apart from computing: given its factors, a forward is a function like any other, and
 has a derivative.

@@ -3,10 +3,10 @@
 With the encoded sequence h (n, D), of which rows c, ..., n - 1 are the patches' (c = 1 if there is
 a CLS token above them, else 0):
 
-    pool        row 0 | mean of the patches' rows | the one beside the other            (D,), (2 D,)
-    pooler      tanh(W h[0] + b)                                                        (P,)
-    decoder     y = h[c:] W^T + b of shape (T, C S S); channel k, i, j of patch (r, s) is pixel
-                (r S + i, s S + j) of channel k                                         (C, g_h S, g_w S)
+    pool        row 0 | mean of the patches' rows | both side by side       (D,), (2 D,)
+    pooler      tanh(W h[0] + b)                                            (P,)
+    decoder     y = h[c:] W^T + b of shape (T, C S S); column (k, i, j) of patch (r, s)
+                is channel k of pixel (r S + i, s S + j)                    (C, g_h S, g_w S)
 
 The last line is PyTorch's `PixelShuffle`: its columns count (k, i, j), channels first.
 
@@ -20,14 +20,14 @@ import numpy as np
 from vitspec import scalars
 from vitspec.errors import InvalidArray
 from vitspec.layers.linear import LinearSpec
-from vitspec.models.tokens import cls_pool, cls_pool_backward, mean_pool, mean_pool_backward
+from vitspec.models.tokens import cls_pool, mean_pool, mean_pool_backward
 from vitspec.scalars import matmul
 from vitspec.typing import Array, Scalar, typed
 
 
 @typed
 def pool(h: Scalar[Array, "n D"], kind: str, cls_rows: int) -> Scalar[Array, "P"]:
-    """The pooled rows: `kind` is "cls", "mean" or "cls_mean"; the first `cls_rows` are no patch's."""
+    """What `kind` names: "cls", "mean" or "cls_mean"; the first `cls_rows` are no patch's."""
     parts = []
     if "cls" in kind:
         parts.append(cls_pool(h))
@@ -41,18 +41,16 @@ def pool_backward(
     d_pooled: Scalar[Array, "P"], kind: str, cls_rows: int, n: int
 ) -> Scalar[Array, "{n} D"]:
     """The cotangent of h: the adjoint of `pool`, which is linear and its own JVP."""
-    D = d_pooled.shape[0] // (2 if kind == "cls_mean" else 1)
-    d_h = scalars.zeros((n, D), d_pooled.dtype)
-    if "cls" in kind:
-        d_h += cls_pool_backward(d_pooled[:D], n)
-    if "mean" in kind:
-        d_h[cls_rows:] += mean_pool_backward(d_pooled[-D:], n - cls_rows)
-    return d_h
+    D, T = d_pooled.shape[0] // (2 if kind == "cls_mean" else 1), n - cls_rows
+    nothing = scalars.zeros((n, D), d_pooled.dtype)
+    above = np.tile(d_pooled[:D], (cls_rows, 1)) if "cls" in kind else nothing[:cls_rows]
+    patches = mean_pool_backward(d_pooled[-D:], T) if "mean" in kind else nothing[cls_rows:]
+    return np.concatenate([above, patches])
 
 
 @typed
 def tanh_backward(y: Scalar[Array, "*n"], d_y: Scalar[Array, "*n"]) -> Scalar[Array, "*n"]:
-    """The cotangent of x, given y = tanh x: (1 - y^2) d_y; also the tangent of y, given that of x."""
+    """The cotangent of x, given y = tanh x: (1 - y^2) d_y; also y's tangent, given that of x."""
     return (1 - y * y) * d_y
 
 
@@ -106,6 +104,4 @@ def pixel_unshuffle(x: Scalar[Array, "C H W"], stride: int) -> Scalar[Array, "T 
     """The inverse of `pixel_shuffle`, and its adjoint."""
     (C, H, W), S = x.shape, stride
     g_h, g_w = H // S, W // S
-    return (
-        x.reshape(C, g_h, S, g_w, S).transpose(1, 3, 0, 2, 4).reshape(g_h * g_w, C * S * S)
-    )
+    return x.reshape(C, g_h, S, g_w, S).transpose(1, 3, 0, 2, 4).reshape(g_h * g_w, C * S * S)

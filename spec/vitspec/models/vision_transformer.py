@@ -10,10 +10,10 @@
     pooler_output  = tanh(W' last_hidden_state[0] + b')                (P,)
     reconstruction = pixels decoded from the patches' rows             (C, g_h S, g_w S)
 
-Which of these there are, the configuration says (`VisionTransformerConfig`); which images, masks and
-factors, the `Conditions` of a call, which have no derivative. As in `vitspec.models.vit` there is no
-batch axis, backward and JVP are written by hand, and `d_` names what belongs to something: its
-cotangent in `backward`, its tangent in `jvp`.
+Which of these there are, the configuration says (`VisionTransformerConfig`); which images, masks
+and factors, the `Conditions` of a call, which have no derivative. As in `vitspec.models.vit` there
+is no batch axis, backward and JVP are written by hand, and `d_` names what belongs to something:
+its cotangent in `backward`, its tangent in `jvp`.
 
 Source: Dosovitskiy et al., 2010.11929; Hugging Face's `ViTModel`, `ViTForImageClassification`,
 `ViTForMaskedImageModeling`, `Dinov2Model`.
@@ -131,6 +131,11 @@ class VisionTransformerTrace:
     last_hidden_state: Array
     pooled: Array | None
     outputs: Outputs
+
+    @property
+    def logits(self) -> Array | None:
+        """(K,), if there is a classifier."""
+        return self.outputs.logits
 
     @property
     def hidden_states(self) -> tuple[Array, ...]:
@@ -358,7 +363,7 @@ class VisionTransformer(Record):
         if self.head is not None:
             own, d_pooled = linear_backward(self.head, t.pooled, d["logits"])
             grads |= {"d_head_w": own.d_weights, "d_head_b": own.d_bias}
-            d_last += pool_backward(d_pooled, self.config.pool, cls_rows, len(last))
+            d_last = d_last + pool_backward(d_pooled, self.config.pool, cls_rows, len(last))
         if self.pooler is not None:
             d_pre = tanh_backward(t.outputs.pooler_output, d["pooler_output"])
             own, d_row = linear_backward(self.pooler, last[0], d_pre)
@@ -390,9 +395,7 @@ class VisionTransformer(Record):
         if self.mask_token is not None:
             masked, zero = conditions.masked_patches, scalars.zeros((), d_tokens.dtype)
             masked = np.zeros(len(d_tokens), bool) if masked is None else masked
-            grads["d_mask_token"] = scalars.total(
-                np.where(masked[:, None], d_tokens, zero), axis=0
-            )
+            grads["d_mask_token"] = scalars.total(np.where(masked[:, None], d_tokens, zero), axis=0)
             d_tokens = np.where(masked[:, None], zero, d_tokens)
         return grads, d_tokens
 
