@@ -1,8 +1,8 @@
 """vitfast: the Vision Transformer of `vitspec`, fast: JAX, Flax NNX and Tokamax."""
 
 from vitfast.attention import AttentionFn, PlainAttention, make_tokamax_attention
+from vitfast.conditions import BlockFactors, Factors
 from vitfast.convert import from_flat, to_flat
-from vitfast.vit import Taps, ViT
 from vitfast.sharding import (
     NoSharding,
     ShardingSpec,
@@ -13,17 +13,23 @@ from vitfast.sharding import (
     shard_images,
 )
 from vitfast.training import cross_entropy, make_train_step
+from vitfast.vision_transformer import Outputs, VisionTransformer
+from vitfast.vit import Taps, ViT
 
 __all__ = [
     "AttentionFn",
+    "BlockFactors",
+    "Factors",
     "NoSharding",
+    "Outputs",
     "PlainAttention",
     "ShardingSpec",
     "Taps",
     "TensorParallelSharding",
+    "ViT",
     "ViTSharding",
     "ViTTensorParallelSharding",
-    "ViT",
+    "VisionTransformer",
     "cross_entropy",
     "from_flat",
     "make_mesh",

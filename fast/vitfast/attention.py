@@ -289,11 +289,17 @@ class PlainAttention:
 
     It keeps the exponentials of all scores, (batch, heads, queries, keys), for the backward.
 
+    It has the weights, so it can multiply them: by `factors` F, out = (F * A) V, which are 0 or
+    1 / (1 - p) under dropout. Factors have no derivative.
+
     Attributes:
         custom_vjp: whether the backward is the one written by hand; without it, forward mode works.
     """
 
     custom_vjp: bool = True
+
+    takes_factors: typing.ClassVar[bool] = True
+    """Whether it can be called with `factors`, which any attention may say of itself."""
 
     def __call__(
         self,
@@ -301,6 +307,7 @@ class PlainAttention:
         key: Float[jax.Array, "batch keys heads head_dim"],
         value: Float[jax.Array, "batch keys heads head_dim"],
         mask: Bool[jax.Array, "#batch #heads #queries #keys"] | None = None,
+        factors: Float[jax.Array, "#batch #heads #queries #keys"] | None = None,
     ) -> Float[jax.Array, "batch queries heads head_dim"]:
         """The attention of each query over all keys that the mask allows.
 
@@ -315,7 +322,9 @@ class PlainAttention:
         # Heads before rows: each head's product is then one of plain matrices, in place.
         q, k, v = map(_swap_heads_and_rows, (query * scale, key, value))
         attend = _attend_by_hand if self.custom_vjp else _attend
-        return _swap_heads_and_rows(attend(q, k, v, mask))[..., :width]
+        if factors is not None:
+            factors = jax.lax.stop_gradient(factors)
+        return _swap_heads_and_rows(attend(q, k, v, mask, factors))[..., :width]
 
 
 def attention_weights(
@@ -330,36 +339,45 @@ def attention_weights(
     return (exponentials / total).astype(query.dtype)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return _attend_and_keep(q, k, v, mask)[0]
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, factors: jax.Array | None
+) -> jax.Array:
+    return _attend_and_keep(q, k, v, mask, factors)[0]
 
 
 _attend_by_hand = jax.custom_vjp(_attend)
 
 
-def _attend_and_keep(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Any:
+def _attend_and_keep(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, factors: jax.Array | None
+) -> Any:
     """The output (B, H, T, h), and what the backward needs."""
     exponentials, total = _exponentials(q, k, mask)
     exponentials = exponentials.astype(q.dtype)
     # Divided after the product: T h quotients for each head, not T S.
-    out = (_matmul(exponentials, v) / total).astype(q.dtype)
-    return out, (q, k, v, exponentials, total, out)
+    out = (_matmul(_times(exponentials, factors), v) / total).astype(q.dtype)
+    return out, (q, k, v, exponentials, total, out, factors)
 
 
 def _attend_backward(saved: Any, d_out: jax.Array) -> Any:
     """The cotangents of Q, K and V.
 
-    With E = exp(S - max), z its row sums, O = E V / z, and d = d_O / z:
+    With E = exp(S - max), z its row sums, O = (F * E) V / z, and d = d_O / z:
 
-    d_V = E^T d,    d_S = E (d V^T - sum(d O)),    d_Q = d_S K,    d_K = d_S^T Q
+    d_V = (F * E)^T d,    d_S = E (F * d V^T - sum(d O)),    d_Q = d_S K,    d_K = d_S^T Q
     """
-    q, k, v, exponentials, total, out = saved
+    q, k, v, exponentials, total, out, factors = saved
     d = (d_out / total).astype(q.dtype)
-    d_v = _matmul(exponentials.swapaxes(-1, -2), d)
+    d_v = _matmul(_times(exponentials, factors).swapaxes(-1, -2), d)
     shift = (d.astype(total.dtype) * out).sum(axis=-1, keepdims=True)
-    d_scores = (exponentials * (_matmul(d, v.swapaxes(-1, -2)) - shift)).astype(q.dtype)
+    d_weights = _times(_matmul(d, v.swapaxes(-1, -2)), factors)
+    d_scores = (exponentials * (d_weights - shift)).astype(q.dtype)
     d_q, d_k = _matmul(d_scores, k), _matmul(d_scores.swapaxes(-1, -2), q)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+
+def _times(x: jax.Array, factors: jax.Array | None) -> jax.Array:
+    return x if factors is None else x * factors.astype(x.dtype)
 
 
 _attend_by_hand.defvjp(_attend_and_keep, _attend_backward)

@@ -13,7 +13,7 @@ device or on a mesh.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -21,12 +21,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Float
 
-from vitfast.vit import Pool, ViT
 from vitfast.sharding import on_mesh
+from vitfast.vision_transformer import VisionTransformer
+from vitfast.vit import Pool, ViT
 from vitspec.config import ViTConfig
-from vitspec.errors import InvalidParameters
-from vitspec.models.parameters import parameter_shapes
 from vitspec.records import check_flat
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 Flat = dict[str, Float[np.ndarray, "..."]]
 """Arrays by dotted name."""
@@ -34,11 +34,14 @@ Flat = dict[str, Float[np.ndarray, "..."]]
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 """The scalar types in which a model can be."""
 
+Model = TypeVar("Model", ViT, VisionTransformer)
+"""A model of either family."""
+
 LAYERS = "encoder.layers."
 """What the name of a layer's parameter begins with; in its flat names, a number comes next."""
 
 
-def to_flat(model: ViT) -> Flat:
+def to_flat(model: ViT | VisionTransformer) -> Flat:
     """The parameters of a model, or its gradients (a model too, as `jax.grad` returns it).
 
     With several processes, all must call this, and each gets everything.
@@ -49,7 +52,7 @@ def to_flat(model: ViT) -> Flat:
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
     arrays = {_dotted(path): _to_numpy(leaf) for path, leaf in leaves}
     flat = {}
-    for name in _shapes(model):
+    for name in model.parameter_shapes():
         if name in arrays:
             flat[name] = arrays[name]
         else:
@@ -58,6 +61,13 @@ def to_flat(model: ViT) -> Flat:
     return flat
 
 
+@overload
+def from_flat(
+    config: VisionTransformerConfig, flat: Mapping[str, Any], **options: Any
+) -> VisionTransformer: ...
+
+
+@overload
 def from_flat(
     config: ViTConfig,
     flat: Mapping[str, Any],
@@ -67,44 +77,33 @@ def from_flat(
     width: int,
     pool: Pool = "mean",
     **options: Any,
-) -> ViT:
+) -> ViT: ...
+
+
+def from_flat(config: Any, flat: Mapping[str, Any], **options: Any) -> Any:
     """The model with these parameters, in their scalar type; on the mesh that is set, if one is.
 
     Args:
-        config: the architecture.
-        flat: NumPy arrays with the names and shapes of `vitspec.parameter_shapes`.
-        in_channels: channels of the images.
-        height: height of the images, in pixels.
-        width: width of the images, in pixels.
-        pool: "mean" or "cls".
-        options: what else `ViT` takes, but for `param_dtype` and `rngs`.
+        config: the architecture; its type says which family's.
+        flat: NumPy arrays with the names and shapes of `vitspec.parameter_shapes`, or of
+            `vitspec.models.vision_transformer_parameters.parameter_shapes`.
+        options: what else `ViT`, or `VisionTransformer`, takes, but for `param_dtype` and `rngs`.
 
     Raises:
-        NotWellFormed: there is no such model (see `ViT`).
+        NotWellFormed: there is no such model (see `ViT`, `VisionTransformer`).
         MeshDoesNotDivide: a parameter does not divide over the mesh.
         InvalidParameters: names are missing or unexpected, shapes are wrong, scalar types are mixed
             or not among `DTYPES`; everything that is wrong is listed.
     """
-    model = fill(
-        ViT(
-            config,
-            in_channels=in_channels,
-            height=height,
-            width=width,
-            pool=pool,
-            param_dtype=scalar_type(flat),
-            rngs=None,
-            **options,
-        ),
-        flat,
-    )
+    kind = VisionTransformer if isinstance(config, VisionTransformerConfig) else ViT
+    model = fill(kind(config, param_dtype=scalar_type(flat), rngs=None, **options), flat)
     with jax.enable_x64(True):  # else JAX would round float64 to float32
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: _to_devices(leaf, _dotted(path), model), model
         )
 
 
-def fill(model: ViT, flat: Mapping[str, Any]) -> ViT:
+def fill(model: Model, flat: Mapping[str, Any]) -> Model:
     """A model like the given one, whose leaves are the NumPy arrays in `flat`.
 
     For callers that compile: a NumPy leaf becomes a JAX array on entering a jitted function.
@@ -114,10 +113,7 @@ def fill(model: ViT, flat: Mapping[str, Any]) -> ViT:
     """
     height, width, in_channels = model.image_shape
     subject = f"parameters of {model.config!r} for {in_channels} x {height} x {width} images"
-    check_flat(flat, _shapes(model), subject)
-    if model.param_dtype.name not in DTYPES or flat["head.bias"].dtype != model.param_dtype:
-        found = flat["head.bias"].dtype
-        raise InvalidParameters(subject, [f"scalar type {found}: expected {', '.join(DTYPES)}"])
+    check_flat(flat, model.parameter_shapes(), subject, DTYPES)
 
     def leaf(path: Any, shape: Any) -> np.ndarray:
         name = _dotted(path)
@@ -132,17 +128,12 @@ def fill(model: ViT, flat: Mapping[str, Any]) -> ViT:
 
 
 def scalar_type(flat: Mapping[str, Any]) -> str:
-    """The scalar type of flat parameters, or float32, which then `fill` finds to be wrong."""
-    name = np.dtype(getattr(flat.get("head.bias"), "dtype", np.float32)).name
+    """The scalar type of flat parameters, or float32, if `fill` is to find that it is wrong."""
+    name = np.dtype(getattr(flat.get("patch_embed.bias"), "dtype", np.float32)).name
     return name if name in DTYPES else "float32"
 
 
-def _shapes(model: ViT) -> dict[str, tuple[int, ...]]:
-    height, width, in_channels = model.image_shape
-    return parameter_shapes(model.config, in_channels, height, width, cls=model.pool == "cls")
-
-
-def _to_devices(leaf: np.ndarray, name: str, model: ViT) -> jax.Array:
+def _to_devices(leaf: np.ndarray, name: str, model: ViT | VisionTransformer) -> jax.Array:
     if not on_mesh():
         return jax.numpy.asarray(leaf)
     spec = model.sharding.parameter(name, stacked=model.scan_layers and name.startswith(LAYERS))

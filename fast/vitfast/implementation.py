@@ -1,12 +1,15 @@
-"""vitfast as an implementation that `vitspec check` can test: `vit`, `vit_cls` and their variants.
+"""vitfast as an implementation that `vitspec check` can test: of each function, and in variants.
 
 The protocol is NumPy in, NumPy out: images (B, C, H, W), parameters by flat name, cotangents
 (B, K). It is the one that third parties follow, and vitfast has no other way in.
 
+The functions are `vit`, `vit_cls` and `vision_transformer`, of whose outputs these are the logits.
+
 Variants are named by what they choose, in this order, each part optional:
 
-    vit[_cls]  _bfloat16 | _float16  _plain | _xla | _xla_chunked | _triton | _mosaic | ...
-               _loop  _remat  _autodiff
+    vit[_cls] | vision_transformer
+        _bfloat16 | _float16  _plain | _xla | _xla_chunked | _triton | _mosaic | ...
+        _loop  _remat  _autodiff
 
     vitspec check vitfast.implementation:vit_cls_bfloat16_xla_chunked_remat
 
@@ -31,9 +34,12 @@ from jaxtyping import Float
 import vitspec
 from vitfast.attention import KNOWN_IMPLEMENTATIONS, PlainAttention, make_tokamax_attention
 from vitfast.convert import Flat, fill, scalar_type, to_flat
+from vitfast.training import logits_of
+from vitfast.vision_transformer import VisionTransformer
 from vitfast.vit import ViT
 from vitspec.config import ViTConfig
 from vitspec.errors import InvalidArray
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
@@ -46,19 +52,22 @@ QUICK_UP_TO = 1_000_000
 """The number of parameters and pixels up to which compiling costs more than running."""
 
 VARIANT = re.compile(
-    r"vit(?P<cls>_cls)?(?:_(?P<dtype>bfloat16|float16))?"
+    r"(?P<function>vit_cls|vit|vision_transformer)(?:_(?P<dtype>bfloat16|float16))?"
     rf"(?:_(?P<attention>plain|{'|'.join(KNOWN_IMPLEMENTATIONS)}))?"
     r"(?P<loop>_loop)?(?P<remat>_remat)?(?P<autodiff>_autodiff)?"
 )
 """The names of variants."""
 
+Config = ViTConfig | VisionTransformerConfig
+Function = Literal["vit", "vit-cls", "vision-transformer"]
+
 
 class VitFast:
-    """`ViT` behind the protocol of an implementation.
+    """`ViT` or `VisionTransformer` behind the protocol of an implementation.
 
     Attributes:
         name, version: what the report calls it.
-        spec: which function it claims to be, "vit" or "vit-cls".
+        spec: which function it claims to be.
         dtype: what it can compute in; a single low precision is its type of activations.
         options: what the models are built with.
     """
@@ -68,14 +77,20 @@ class VitFast:
     def __init__(
         self,
         name: str,
-        spec: Literal["vit", "vit-cls"],
+        spec: Function,
         dtype: str | tuple[str, ...] = ("float32", "float64"),
         **options: Any,
     ) -> None:
         self.name, self.spec, self.dtype, self.options = name, spec, dtype, options
 
+    def supports(self, config: Config) -> str | None:
+        """None, or why there are no logits, which a `VisionTransformer` may do without."""
+        if self.spec != "vision-transformer" or config.num_classes > 0:
+            return None
+        return "the model has no classifier (num_classes is 0)"
+
     def forward(
-        self, config: ViTConfig, params: Mapping[str, Any], images: Float[np.ndarray, "B C H W"]
+        self, config: Config, params: Mapping[str, Any], images: Float[np.ndarray, "B C H W"]
     ) -> Float[np.ndarray, "B K"]:
         """The logits of each image."""
         with jax.enable_x64(images.dtype == np.float64):
@@ -89,7 +104,7 @@ class VitFast:
 
     def vjp(
         self,
-        config: ViTConfig,
+        config: Config,
         params: Mapping[str, Any],
         images: Float[np.ndarray, "B C H W"],
         cotangent: Float[np.ndarray, "B K"],
@@ -108,25 +123,23 @@ class VitFast:
             return to_flat(d_model), self._numpy(d_images, images).transpose(0, 3, 1, 2)
 
     def _model(
-        self, config: ViTConfig, params: Mapping[str, Any], images: np.ndarray
-    ) -> ViT:
+        self, config: Config, params: Mapping[str, Any], images: np.ndarray
+    ) -> ViT | VisionTransformer:
         if images.ndim != 4:
             raise InvalidArray(
                 f"images: expected (batch, channels, height, width), got shape {images.shape}"
             )
+        options = self.options | {
+            "param_dtype": scalar_type(params),
+            "dtype": self.dtype if isinstance(self.dtype, str) else None,
+            "rngs": None,
+        }
+        if self.spec == "vision-transformer":
+            return fill(VisionTransformer(config, **options), params)
         _, in_channels, height, width = images.shape
-        model = ViT(
-            config,
-            in_channels=in_channels,
-            height=height,
-            width=width,
-            pool="cls" if self.spec == "vit-cls" else "mean",
-            param_dtype=scalar_type(params),
-            dtype=self.dtype if isinstance(self.dtype, str) else None,
-            rngs=None,
-            **self.options,
-        )
-        return fill(model, params)
+        size = {"in_channels": in_channels, "height": height, "width": width}
+        pool: Any = "cls" if self.spec == "vit-cls" else "mean"
+        return fill(ViT(config, **size, pool=pool, **options), params)
 
     def _numpy(self, x: jax.Array, images: np.ndarray) -> np.ndarray:
         """An output in the arrays' type, which holds every number of a lower precision."""
@@ -135,6 +148,7 @@ class VitFast:
 
 vit = VitFast("vitfast", "vit")
 vit_cls = VitFast("vitfast-cls", "vit-cls")
+vision_transformer = VitFast("vitfast-vision-transformer", "vision-transformer")
 
 
 @functools.cache
@@ -157,9 +171,11 @@ def variant(name: str) -> VitFast:
         options["attention_fn"] = PlainAttention(options["custom_vjp"])
     elif part["attention"] is not None:
         options["attention_fn"] = make_tokamax_attention(part["attention"])
+    function = part["function"]
+    own = name.removeprefix("vit") if function != "vision_transformer" else f"_{name}"
     return VitFast(
-        name.replace("vit", "vitfast", 1).replace("_", "-"),
-        "vit-cls" if part["cls"] else "vit",
+        f"vitfast{own}".replace("_", "-"),
+        function.replace("_", "-"),
         part["dtype"] or ("float32", "float64"),
         **options,
     )
@@ -171,18 +187,18 @@ def __getattr__(name: str) -> VitFast:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def just_logits(model: ViT, images: Any) -> Any:
+def just_logits(model: ViT | VisionTransformer, images: Any) -> Any:
     """The logits of images (B, H, W, C)."""
-    return model(images)
+    return logits_of(model, images)
 
 
-def logits_and_vjp(model: ViT, images: Any, cotangent: Any) -> Any:
+def logits_and_vjp(model: ViT | VisionTransformer, images: Any, cotangent: Any) -> Any:
     """The logits, and the cotangents (d_model, d_images) by automatic differentiation."""
     logits, pullback = jax.vjp(just_logits, model, images)
     return logits, pullback(cotangent.astype(logits.dtype))
 
 
-def is_quick(model: ViT, images: np.ndarray) -> bool:
+def is_quick(model: ViT | VisionTransformer, images: np.ndarray) -> bool:
     """Whether to spare the compiler rather than the program."""
     size = images.size + sum(leaf.size for leaf in jax.tree.leaves(model))
     return size <= QUICK_UP_TO and jax.default_backend() == "cpu"

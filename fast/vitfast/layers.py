@@ -10,7 +10,7 @@ Shapes: B images, n rows of width D, F hidden_dim, I = head_count * head_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -37,12 +37,15 @@ class Build:
         ops: the other operations, with their derivatives.
         sharding: where things lie on a mesh.
         checkpoint: whether a layer's intermediate values are computed again in the backward.
+        attention_with_factors: one that can multiply its weights, called with `factors`; None if
+            there is none.
     """
 
     attention_fn: AttentionFn
     ops: Operations
     sharding: ShardingSpec
     checkpoint: bool
+    attention_with_factors: AttentionFn | None = None
 
 
 @runtime_checkable
@@ -206,43 +209,70 @@ class TransformerEncoder(nnx.Module):
     def __init__(
         self, config: ViTConfig, build: Build, *, stacked: bool, new: NewParameter
     ) -> None:
-        L = config.num_layers
         self.build = build
-        if stacked:
-
-            def stack(name: str, *shape: int, **kind: Any) -> nnx.Param:
-                return new(name, L, *shape, **kind)
-
-            self.layers = TransformerEncoderLayer(config, build, new=stack)
-        else:
-            self.layers = nnx.List(
-                TransformerEncoderLayer(config, build, new=new) for _ in range(L)
-            )
+        self.layers = stacked_or_listed(
+            lambda new: TransformerEncoderLayer(config, build, new=new),
+            config.num_layers,
+            stacked=stacked,
+            new=new,
+        )
 
     def __call__(
         self, x: Float[jax.Array, "B n D"], *, taps: bool = False, attention_weights: bool = False
     ) -> tuple[Float[jax.Array, "B n D"], LayerTaps | None]:
         """Layer by layer; with no layers, the identity."""
 
-        def apply(x: jax.Array, layer: TransformerEncoderLayer) -> Any:
+        def apply(x: jax.Array, layer: TransformerEncoderLayer, _: None) -> Any:
             y = layer(x)
             if not taps:
                 return y, None
             return y, LayerTaps(y, layer.mha.weights(x) if attention_weights else None)
 
-        if self.build.checkpoint:
-            apply = jax.checkpoint(apply)
-        elif on_mesh():
-            apply = jax.checkpoint(apply, policy=_all_but_gathered)
-        if isinstance(self.layers, TransformerEncoderLayer):
-            return jax.lax.scan(apply, x, self.layers)
-        found = []
-        for layer in self.layers:
-            x, tapped = apply(x, layer)
-            found.append(tapped)
-        if not taps or not found:
-            return x, None
-        return x, jax.tree.map(lambda *one: jnp.stack(one), *found)
+        return through(apply, x, self.layers, None, self.build)
+
+
+def stacked_or_listed(
+    new_layer: Callable[[NewParameter], nnx.Module], count: int, *, stacked: bool, new: NewParameter
+) -> Any:
+    """So many layers: one whose parameters have a leading axis of `count`, or a list."""
+    if not stacked:
+        return nnx.List(new_layer(new) for _ in range(count))
+
+    def stack(name: str, *shape: int, **kind: Any) -> nnx.Param:
+        return new(name, count, *shape, **kind)
+
+    return new_layer(stack)
+
+
+def through(
+    apply: Callable[[jax.Array, Any, Any], tuple[jax.Array, LayerTaps | None]],
+    x: jax.Array,
+    layers: Any,
+    settings: Any,
+    build: Build,
+) -> tuple[jax.Array, LayerTaps | None]:
+    """The last layer's output, and what all have tapped, with a leading axis.
+
+    Args:
+        apply: called with x, a layer and its setting; returns the next x, and taps or None.
+        x: what the first layer reads.
+        layers: as `stacked_or_listed` makes them.
+        settings: a pytree whose leaves have a leading axis of layers.
+        build: whether intermediate values are kept.
+    """
+    if build.checkpoint:
+        apply = jax.checkpoint(apply)
+    elif on_mesh():
+        apply = jax.checkpoint(apply, policy=_all_but_gathered)
+    if not isinstance(layers, nnx.List):
+        return jax.lax.scan(lambda x, both: apply(x, *both), x, (layers, settings))
+    found = []
+    for i, layer in enumerate(layers):
+        x, tapped = apply(x, layer, jax.tree.map(lambda leaf, i=i: leaf[i], settings))
+        found.append(tapped)
+    if not found or found[0] is None:
+        return x, None
+    return x, jax.tree.map(lambda *one: jnp.stack(one), *found)
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -255,14 +285,16 @@ def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 class Linear(nnx.Module):
-    """`vitspec.layers.linear`: the classification head; weights stored (out, in)."""
+    """`vitspec.layers.linear`: a head, of this name; weights stored (out, in)."""
 
-    def __init__(self, in_dim: int, out_dim: int, build: Build, *, new: NewParameter) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, build: Build, *, name: str = "head", new: NewParameter
+    ) -> None:
         self.build = build
-        self.weights = new("head.weights", out_dim, in_dim, scale=1 / math.sqrt(in_dim))
-        self.bias = new("head.bias", out_dim)
+        self.weights = new(f"{name}.weights", out_dim, in_dim, scale=1 / math.sqrt(in_dim))
+        self.bias = new(f"{name}.bias", out_dim)
 
-    def __call__(self, x: Float[jax.Array, "B D"]) -> Float[jax.Array, "B K"]:
+    def __call__(self, x: Float[jax.Array, "*B D"]) -> Float[jax.Array, "*B K"]:
         """Each row x becomes W x + b."""
         return self.build.ops.linear(x, self.weights[...].T, self.bias[...])
 

@@ -20,8 +20,8 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from vitfast.vit import Pool, ViT
 from vitfast.sharding import NoSharding, ShardingSpec, ViTTensorParallelSharding
+from vitfast.vit import Pool, ViT
 from vitspec.config import ViTConfig, vit_large_patch16_config
 
 AXES = ("data", "fsdp", "model")

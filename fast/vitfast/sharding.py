@@ -32,6 +32,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh, reshard
 
 from vitspec.config import ViTConfig
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 FSDP, MODEL = "fsdp", "model"
 
@@ -40,12 +41,17 @@ PARAMETER_AXES: dict[str, tuple[tuple[str, ...], ...]] = {
     "patch_embed.kernel": ((FSDP,), (), (), ()),
     "patch_embed.bias": ((FSDP,),),
     "cls_token": ((FSDP,),),
+    "mask_token": ((FSDP,),),
     "pos_enc.pos": ((), (FSDP,)),
     # Weights x W, along the dimension that the product contracts, and heads and hidden units
     "mha.wq": ((FSDP,), (MODEL,)),
     "mha.wk": ((FSDP,), (MODEL,)),
     "mha.wv": ((FSDP,), (MODEL,)),
     "mha.wo": ((MODEL, FSDP), ()),
+    "mha.bq": ((MODEL, FSDP),),
+    "mha.bk": ((MODEL, FSDP),),
+    "mha.bv": ((MODEL, FSDP),),
+    "mha.bo": ((FSDP,),),
     "ffn.w1": ((FSDP,), (MODEL,)),
     "ffn.b1": ((MODEL, FSDP),),
     "ffn.w2": ((MODEL, FSDP), ()),
@@ -54,9 +60,17 @@ PARAMETER_AXES: dict[str, tuple[tuple[str, ...], ...]] = {
     "norm1_beta": ((FSDP,),),
     "norm2_gamma": ((FSDP,),),
     "norm2_beta": ((FSDP,),),
+    "layer_scale1": ((FSDP,),),
+    "layer_scale2": ((FSDP,),),
+    "final_norm_gamma": ((FSDP,),),
+    "final_norm_beta": ((FSDP,),),
     # (K, D): along D, which it contracts; K, often 10, divides over nothing
     "head.weights": ((), (FSDP,)),
     "head.bias": ((),),
+    "pooler.weights": ((), (FSDP,)),
+    "pooler.bias": ((),),
+    "decoder.weights": ((), (FSDP,)),
+    "decoder.bias": ((),),
 }
 """For each dimension of each parameter: by which kinds of parallelism it is cut, major first."""
 
@@ -71,7 +85,7 @@ class ShardingSpec:
 
     Attributes:
         batch_axes: the images, and all activations.
-        fsdp_axis: all parameters (but the head's bias); None: not cut.
+        fsdp_axis: all parameters (but the heads' biases); None: not cut.
         model_axis: the heads and the hidden units; None: not cut.
     """
 
@@ -104,7 +118,9 @@ class ShardingSpec:
             for kinds in PARAMETER_AXES[key]
         ]
 
-    def check(self, config: ViTConfig, shapes: Mapping[str, Sequence[int]]) -> None:
+    def check(
+        self, config: ViTConfig | VisionTransformerConfig, shapes: Mapping[str, Sequence[int]]
+    ) -> None:
         """Refuse a mesh that does not divide what it is to cut; without a mesh, nothing is cut.
 
         Args:

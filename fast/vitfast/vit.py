@@ -120,9 +120,7 @@ class ViT(nnx.Module):
         self.given_dtype = None if dtype is None else jnp.dtype(dtype)
         self.scan_layers = scan_layers
         self.sharding = NoSharding() if sharding is None else sharding
-        self.sharding.check(
-            config, parameter_shapes(config, in_channels, height, width, cls=pool == "cls")
-        )
+        self.sharding.check(config, self.parameter_shapes())
         build = Build(
             attention_fn or default_attention(custom_vjp),
             ops.BY_HAND if custom_vjp else ops.AUTOMATIC,
@@ -178,11 +176,11 @@ class ViT(nnx.Module):
         """
         x = self._sequence(images)
         encoded, layers = self.encoder(x, taps=True, attention_weights=attention_weights)
-        return self._classify(encoded), _taps(x, layers)
+        return self._classify(encoded), taps_of(x, layers)
 
     def _sequence(self, images: Any) -> jax.Array:
         """What the encoder reads: (B, n, D)."""
-        self._check_images(images)
+        check_images(images, self.image_shape, self)
         x = place(jnp.asarray(images, self.dtype), *self.sharding.images)
         if self.token_count:
             tokens = self.patch_embed(x)
@@ -194,24 +192,42 @@ class ViT(nnx.Module):
     def _classify(self, encoded: jax.Array) -> jax.Array:
         return self.head(encoded.mean(axis=1) if self.pool == "mean" else encoded[:, 0])
 
-    def _check_images(self, images: Any) -> None:
-        expected = f"images: expected shape (batch, {', '.join(map(str, self.image_shape))})"
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise InvalidArray(
-                f"{expected}, that is (batch, height, width, channels), got {images.shape}"
-            )
-        types = dict.fromkeys((self.dtype.name, self.param_dtype.name))
-        if images.dtype.name not in types:
-            raise InvalidArray(
-                f"{expected} of {' or '.join(types)}, the model's types, got {images.dtype}; "
-                "convert the images with .astype"
-            )
-        if np.float64 in (self.dtype, self.param_dtype) and not jax.config.jax_enable_x64:
-            raise InvalidArray(
-                "images: JAX would round float64 to float32; call inside `jax.enable_x64(True)`"
-            )
-        if on_mesh():
-            check_batch(len(images), self.sharding)
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, by the specification's flat name and in its order."""
+        height, width, in_channels = self.image_shape
+        return parameter_shapes(self.config, in_channels, height, width, cls=self.pool == "cls")
+
+
+def check_images(images: Any, shape: tuple[int, int, int], model: Any, advice: str = "") -> None:
+    """Refuse images that a model does not take.
+
+    Args:
+        images: anything with a shape and a type.
+        shape: the expected (height, width, channels).
+        model: has `dtype`, `param_dtype` and `sharding`.
+        advice: how to have images of another size accepted.
+
+    Raises:
+        InvalidArray: the images have another size or type.
+        MeshDoesNotDivide: the mesh does not divide the batch.
+    """
+    expected = f"images: expected shape (batch, {', '.join(map(str, shape))})"
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise InvalidArray(
+            f"{expected}, that is (batch, height, width, channels), got {images.shape}{advice}"
+        )
+    types = dict.fromkeys((model.dtype.name, model.param_dtype.name))
+    if images.dtype.name not in types:
+        raise InvalidArray(
+            f"{expected} of {' or '.join(types)}, the model's types, got {images.dtype}; "
+            "convert the images with .astype"
+        )
+    if np.float64 in (model.dtype, model.param_dtype) and not jax.config.jax_enable_x64:
+        raise InvalidArray(
+            "images: JAX would round float64 to float32; call inside `jax.enable_x64(True)`"
+        )
+    if on_mesh():
+        check_batch(len(images), model.sharding)
 
 
 def default_attention(custom_vjp: bool) -> AttentionFn:
@@ -242,7 +258,8 @@ def new_parameter(param_dtype: Any, sharding: ShardingSpec, rngs: nnx.Rngs | Non
     return new
 
 
-def _taps(x: jax.Array, layers: LayerTaps | None) -> Taps:
+def taps_of(x: jax.Array, layers: LayerTaps | None) -> Taps:
+    """What enters the first layer x, and the layers' outputs."""
     if layers is None:  # there are none
         return Taps(x[None], None)
     return Taps(jnp.concatenate([x[None], layers.output]), layers.attention_weights)

@@ -9,7 +9,7 @@ parameters that it belongs to (`w1`), so both forms can be compared key by key.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import numpy as np
@@ -106,12 +106,15 @@ def _map(node: Any, f: Callable[..., Array], *others: Any) -> Any:
 
 
 def check_flat(
-    flat: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], subject: str
+    flat: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    subject: str,
+    scalar_types: Sequence[str] = SCALAR_TYPES,
 ) -> None:
     """Raise `InvalidParameters` unless `flat` has exactly the names and shapes of `shapes`.
 
     Every missing, unexpected, misshapen or non-array entry is listed, and so are a mixture of
-    scalar types and a type that is no scalar world.
+    scalar types and a type that is not among `scalar_types`, which are the scalar worlds.
     """
     if not isinstance(flat, Mapping):
         problem = f"expected a mapping of flat names to arrays, got {type(flat).__name__}"
@@ -130,18 +133,18 @@ def check_flat(
     if len(dtypes) > 1:
         problems.append(f"the arrays mix the scalar types {', '.join(dtypes)}; expected one")
     problems += [
-        f"the arrays are of {name}; expected one of {', '.join(SCALAR_TYPES)}"
+        f"the arrays are of {name}; expected one of {', '.join(scalar_types)}"
         for name in dtypes
-        if not is_scalar_type(name)
+        if not is_scalar_type(name, scalar_types)
     ]
     if problems:
         raise InvalidParameters(subject, sorted(problems))
 
 
-def is_scalar_type(dtype: Any) -> bool:
-    """Whether a NumPy type is one of a scalar world."""
+def is_scalar_type(dtype: Any, scalar_types: Sequence[str] = SCALAR_TYPES) -> bool:
+    """Whether a NumPy type is one of these, which are those of the scalar worlds."""
     try:
-        return np.dtype(dtype).type.__name__ in SCALAR_TYPES
+        return np.dtype(dtype).type.__name__ in scalar_types
     except TypeError:  # no NumPy type at all
         return False
 

@@ -7,10 +7,16 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.vision_transformers import config_of
 from vitfast import ViT, from_flat, to_flat
+from vitfast.convert import DTYPES
 from vitspec import InvalidArray, InvalidParameters, parameter_shapes
+from vitspec.models import vision_transformer_parameters
 
-DTYPES = ["float32", "float64"]
+FULL = config_of(pool="cls_mean", layer_scale=True, mask_token=True, pooler_dim=7, decoder_stride=3)
+BARE = config_of(
+    pool="none", num_classes=0, cls_token=False, qkv_bias=False, output_bias=False, num_layers=0
+)
 
 
 def pool(case):
@@ -19,9 +25,12 @@ def pool(case):
 
 def any_bits(case, dtype, seed):
     """Flat parameters of arbitrary bits: subnormal, huge, negative zero; only NaN is left out."""
-    rng = np.random.default_rng(seed)
     shapes = parameter_shapes(case.config, *case.image_shape, cls=case.spec == "vit-cls")
-    flat = {}
+    return random_bits(shapes, dtype, seed)
+
+
+def random_bits(shapes, dtype, seed):
+    rng, flat = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         values = np.frombuffer(rng.bytes(count), dtype).reshape(shape)
@@ -49,6 +58,35 @@ def test_flat_to_model_to_flat_keeps_every_bit_name_and_the_order(
     )
     assert model.param_dtype == dtype
     assert_same_bits(to_flat(model), flat)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False], ids=["scan", "loop"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("config", [FULL, BARE], ids=["full", "bare"])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=2)
+def test_the_practical_family_keeps_every_bit_name_and_the_order(config, dtype, scan_layers, seed):
+    shapes = vision_transformer_parameters.parameter_shapes(config)
+    flat = random_bits(shapes, dtype, seed)
+    model = from_flat(config, flat, scan_layers=scan_layers)
+    assert model.param_dtype == dtype
+    assert_same_bits(to_flat(model), flat)
+
+
+def test_what_does_not_fit_the_practical_family_is_listed_at_once():
+    shapes = vision_transformer_parameters.parameter_shapes(FULL)
+    flat = random_bits(shapes, "bfloat16", 0)
+    del flat["mask_token"]
+    flat["encoder.layers.1.mha.bk"] = flat["encoder.layers.1.mha.bk"][:-1]
+    flat["norm"] = flat["head.bias"].astype(np.float32)
+    with pytest.raises(InvalidParameters) as raised:
+        from_flat(FULL, flat)
+    assert raised.value.problems == (
+        "encoder.layers.1.mha.bk: expected shape (12,), got (11,)",
+        "mask_token: missing, expected shape (12,)",
+        "norm: unexpected name",
+        "the arrays mix the scalar types bfloat16, float32; expected one",
+    )
 
 
 def test_model_to_flat_to_model_keeps_every_bit_and_the_structure(cases):
@@ -81,7 +119,9 @@ def test_everything_that_does_not_fit_is_listed_at_once(cases):
 def test_a_scalar_type_that_jax_would_change_is_refused(cases):
     case = cases["one token"]
     flat = {n: a.astype(np.longdouble) for n, a in any_bits(case, "float32", 1).items()}
-    with pytest.raises(InvalidParameters, match="expected bfloat16, float16, float32, float64"):
+    with pytest.raises(
+        InvalidParameters, match="expected one of bfloat16, float16, float32, float64"
+    ):
         from_flat(case.config, flat, **case.size)
 
 

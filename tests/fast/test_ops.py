@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.compare import assert_close
 from vitfast.ops import AUTOMATIC, BY_HAND
 from vitspec.layers import activation, normalization
+from vitspec.layers.gelu import ACTIVATIONS
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -95,6 +96,20 @@ def test_gelu_s_derivative_is_jax_s_in_both_modes(seed, scale):
         _, forward = jax.jvp(AUTOMATIC.gelu, (jnp.asarray(x),), (jnp.asarray(d_y),))
     assert_close(y, expected, 1e-14, "y")
     assert_close(d_x, np.asarray(forward), 1e-14, "the same diagonal, forwards")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@given(seed=seeds, scale=st.sampled_from([1e-3, 1.0, 6.0]))
+@settings(max_examples=5)
+def test_activations_and_their_derivatives_are_the_specification_s(name, seed, scale):
+    """Entry by entry, so that what is tiny in the tails counts too."""
+    rng = np.random.default_rng(seed)
+    x = scale * rng.standard_normal(200)
+    function, deriv = ACTIVATIONS[name]
+    for ops in (BY_HAND, AUTOMATIC):
+        y, (d_x,) = vjp(ops.activation(name), (x,), np.ones_like(x))
+        np.testing.assert_allclose(y, function(x), rtol=1e-12, atol=1e-16)
+        np.testing.assert_allclose(d_x, deriv(x), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
