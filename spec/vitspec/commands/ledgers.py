@@ -23,7 +23,7 @@ def catalogue(
     """List the mistakes that people make in a ViT, by the names that the kit knows them under."""
     from rich.table import Table
 
-    from vitspec.testing.catalogue import CATALOGUE, catalogue_markdown, deviation
+    from vitspec.testing.catalogue import EVERY, catalogue_markdown, deviation
 
     if markdown:
         console.print(catalogue_markdown(), highlight=False, soft_wrap=True, markup=False, end="")
@@ -44,6 +44,6 @@ def catalogue(
     table = Table(show_edge=False)
     for heading in ("name", "kind", "what is wrong"):
         table.add_column(heading, overflow="fold")
-    for one in CATALOGUE:
+    for one in EVERY:
         table.add_row(one.name, one.kind, one.description)
     console.print(table)

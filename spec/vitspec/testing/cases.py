@@ -1,5 +1,8 @@
 """A case: a model, images, cotangents and tangents, all drawn from one seed.
 
+The cases of this file are of the Lean mirror's two models; `vitspec.testing.practical_cases` has
+those of the practical family, and `vitspec.testing.kinds` what the checks want of either.
+
 A case is small to print and complete to reproduce. `random_case` draws the shapes that make
 mistakes visible: several heads, layers and channels, nothing square, stride unlike the patch,
 padding, heads that do not divide the width.
@@ -19,12 +22,57 @@ from vitspec.models.vit import ViTClsSpec, ViTSpec
 from vitspec.typing import Array
 
 MODELS: dict[str, type[Any]] = {"vit": ViTSpec, "vit-cls": ViTClsSpec}
-"""The two models by the name that an implementation claims."""
+"""The Lean mirror's two models by the name that an implementation claims."""
+
+
+class Drawn:
+    """What every case draws from its seed; the arrays are float64 and the same on every call."""
+
+    config: Any
+    seed: int
+    batch: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        raise NotImplementedError
+
+    def model(self) -> Any:
+        """The specification's record of the parameters."""
+        raise NotImplementedError
+
+    def image(self) -> Array:
+        """(C, H, W), normal."""
+        return self._rng(1).standard_normal(self.image_shape)
+
+    def images(self) -> Array:
+        """(B, C, H, W), normal; the first is `image()`."""
+        return self._rng(1).standard_normal((self.batch, *self.image_shape))
+
+    def d_logits(self) -> Array:
+        """The cotangent of the logits, (K,), normal."""
+        return self._rng(2).standard_normal(self.config.num_classes)
+
+    def cotangent(self) -> Array:
+        """The cotangents of the batch's logits, (B, K), normal; the first is `d_logits()`."""
+        return self._rng(2).standard_normal((self.batch, self.config.num_classes))
+
+    def tangent(self) -> Any:
+        """A direction for the parameters: a model of normal numbers."""
+        rng = self._rng(3)
+        return self.model().map(lambda leaf: rng.standard_normal(leaf.shape))
+
+    def d_image(self) -> Array:
+        """A direction for the image, (C, H, W), normal."""
+        return self._rng(4).standard_normal(self.image_shape)
+
+    def _rng(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream])
 
 
 @dataclass(frozen=True)
-class Case:
-    """One model at one point; the arrays are float64 and the same on every call."""
+class Case(Drawn):
+    """One of the Lean mirror's models at one point."""
 
     spec: str
     config: ViTConfig
@@ -56,33 +104,16 @@ class Case:
         flat["pos_enc.pos"] = flat["pos_enc.pos"] * self.scale
         return model_type.from_flat(self.config, flat, **self.size)
 
-    def image(self) -> Array:
-        """(C, H, W), normal."""
-        return self._rng(1).standard_normal(self.image_shape)
 
-    def images(self) -> Array:
-        """(B, C, H, W), normal; the first is `image()`."""
-        return self._rng(1).standard_normal((self.batch, *self.image_shape))
-
-    def d_logits(self) -> Array:
-        """The cotangent of the logits, (K,), normal."""
-        return self._rng(2).standard_normal(self.config.num_classes)
-
-    def cotangent(self) -> Array:
-        """The cotangents of the batch's logits, (B, K), normal; the first is `d_logits()`."""
-        return self._rng(2).standard_normal((self.batch, self.config.num_classes))
-
-    def tangent(self) -> Any:
-        """A direction for the parameters: a model of normal numbers."""
-        rng = self._rng(3)
-        return self.model().map(lambda leaf: rng.standard_normal(leaf.shape))
-
-    def d_image(self) -> Array:
-        """A direction for the image, (C, H, W), normal."""
-        return self._rng(4).standard_normal(self.image_shape)
-
-    def _rng(self, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, stream])
+def tiled_case(rng: np.random.Generator, spec: str) -> Case:
+    """A small random case whose patches tile the image, so that they can be moved."""
+    case = random_case(rng, spec)
+    side = case.config.patch_h
+    config = replace(case.config, patch_w=side, stride=side, padding=0)
+    rows, columns = (int(n) for n in rng.integers(1, 4, size=2))
+    return replace(
+        case, config=config, height=side * (rows + 1), width=side * columns, batch=2, scale=1.0
+    )
 
 
 def random_case(rng: np.random.Generator, spec: str) -> Case:

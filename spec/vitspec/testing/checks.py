@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.config import ViTConfig, vit_base_patch16_config
-from vitspec.models.parameters import parameter_shapes
 from vitspec.testing import implementations, laws
-from vitspec.testing.cases import KINK_MARGIN, MODELS, Case, random_case
+from vitspec.testing.cases import KINK_MARGIN
+from vitspec.testing.kinds import ILL_FORMED as ILL_FORMED
+from vitspec.testing.kinds import KINDS, SMOKE_IMAGE, AnyCase, Config
+from vitspec.testing.kinds import SMOKE_CONFIGS as SMOKE_CONFIGS
 from vitspec.testing.photograph import load_photograph
 from vitspec.testing.precision import Precision
 from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
@@ -216,21 +217,12 @@ def _relative_size(a: Any, b: Any) -> float:
 
 # ---- what must be refused ----------------------------------------------------------------------
 
-ILL_FORMED: dict[str, dict[str, int]] = {
-    "patchH_ne0": {"patch_h": 0},
-    "patchW_ne0": {"patch_w": 0},
-    "embedDim_pos": {"embed_dim": 0},
-    "hiddenDim_pos": {"hidden_dim": 0},
-    "headCount_pos": {"head_count": 0},
-    "numClasses_ne0": {"num_classes": 0},
-}
-"""For each rule of Lean's `ViTConfig.WF`, what breaks it."""
-
 
 def check_ill_formed(implementation: Any, precision: Precision, place: str) -> Iterator[Result]:
     """The implementation raises an error for a configuration that breaks a rule."""
-    good = SMOKE_CONFIGS[0]
-    for label, change in ILL_FORMED.items():
+    kind = KINDS[implementation.spec]
+    good = kind.smoke_configs[0]
+    for label, change in kind.ill_formed.items():
         config = replace(good, **change)
         check = f"ill-formed.{label}"
         try:
@@ -250,10 +242,10 @@ def check_ill_formed(implementation: Any, precision: Precision, place: str) -> I
             yield Result(check, place, "failed", reason=reason, point=repr(config))
 
 
-def _point_of_any_config(spec: str, config: ViTConfig) -> Point:
+def _point_of_any_config(spec: str, config: Config) -> Point:
     """Arrays of the shapes that an ill-formed configuration asks for."""
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(config, *SMOKE_IMAGE, cls=spec == "vit-cls")
+    shapes = KINDS[spec].any_shapes(config)
     params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     images = rng.standard_normal((2, *SMOKE_IMAGE))
     return Point(spec, config, params, images, rng.standard_normal((2, config.num_classes)))
@@ -261,22 +253,8 @@ def _point_of_any_config(spec: str, config: ViTConfig) -> Point:
 
 # ---- first of all: is it an adapter? -----------------------------------------------------------
 
-SMOKE_IMAGE = (2, 4, 6)
-SMOKE_CONFIGS = (
-    ViTConfig(
-        patch_h=2, patch_w=3, stride=2, padding=0,
-        embed_dim=6, hidden_dim=5, head_count=2, num_layers=1, num_classes=4,
-    ),
-    ViTConfig(
-        patch_h=2, patch_w=2, stride=2, padding=0,
-        embed_dim=8, hidden_dim=16, head_count=2, num_layers=1, num_classes=4,
-    ),
-    vit_base_patch16_config,
-)  # fmt: skip
-"""One-block models, tried in turn until the implementation supports one; then ViT-Base/16."""
 
-
-def smoke(implementation: Any, precision: Precision, config: ViTConfig | None = None) -> ViTConfig:
+def smoke(implementation: Any, precision: Precision, config: Any = None) -> Any:
     """Whether the adapter works at all: shapes, types, finite numbers, on two images.
 
     Returns:
@@ -285,7 +263,8 @@ def smoke(implementation: Any, precision: Precision, config: ViTConfig | None = 
     Raises:
         AdapterError: it does not; nothing else is worth running.
     """
-    candidates = (config,) if config else SMOKE_CONFIGS
+    kind = KINDS[implementation.spec]
+    candidates = (config,) if config else kind.smoke_configs
     reasons = [implementations.why_unsupported(implementation, c) for c in candidates]
     if all(reasons):
         raise implementations.AdapterError(
@@ -293,9 +272,7 @@ def smoke(implementation: Any, precision: Precision, config: ViTConfig | None = 
             f"(the last, {candidates[-1]!r}: {reasons[-1]}); name one that it does: --config"
         )
     chosen = candidates[reasons.index(None)]
-    height, width = (224, 224) if chosen == vit_base_patch16_config else SMOKE_IMAGE[1:]
-    channels = 3 if chosen == vit_base_patch16_config else SMOKE_IMAGE[0]
-    case = Case(implementation.spec, chosen, channels, height, width, seed=1, batch=2)
+    case = kind.smoke_case(chosen)
     point = Point.of(case).rounded(precision)
     before = {name: leaf.tobytes() for name, leaf in point.params.items()}
     trial = Trial(implementation, point, precision, np.random.default_rng(0))
@@ -329,7 +306,7 @@ def _require_repeatable(implementation: Any, trial: Trial) -> None:
 # ---- trials ------------------------------------------------------------------------------------
 
 
-def case_trial(implementation: Any, precision: Precision, case: Case, place: str = "") -> Trial:
+def case_trial(implementation: Any, precision: Precision, case: AnyCase, place: str = "") -> Trial:
     """The trial of one small case."""
     point = Point.of(case).away_from_kinks(kink_margin(precision)).rounded(precision)
     rng = np.random.default_rng([case.seed, 3])
@@ -337,44 +314,41 @@ def case_trial(implementation: Any, precision: Precision, case: Case, place: str
 
 
 def random_trial(
-    implementation: Any, precision: Precision, seed: int, index: int, config: ViTConfig | None
+    implementation: Any, precision: Precision, seed: int, index: int, config: Config | None
 ) -> Trial:
     """The trial of the small case number `index` of `seed`."""
-    case = random_case(np.random.default_rng([seed, index]), implementation.spec)
+    kind = KINDS[implementation.spec]
+    case = kind.random_case(np.random.default_rng([seed, index]))
     if config is not None:
-        case = with_config(case, config)
+        case = kind.with_config(case, config)
     return case_trial(implementation, precision, case, f"case {index}")
 
 
 def law_trial(
-    implementation: Any, precision: Precision, seed: int, index: int, config: ViTConfig | None
+    implementation: Any, precision: Precision, seed: int, index: int, config: Config | None
 ) -> Trial:
     """The trial of the laws number `index` of `seed`."""
-    case = laws.law_case(np.random.default_rng([seed, index, 1]), implementation.spec)
+    kind = KINDS[implementation.spec]
+    case = kind.tiled_case(np.random.default_rng([seed, index, 1]))
     if config is not None:
-        case = with_config(case, config)
+        case = kind.with_config(case, config)
     return case_trial(implementation, precision, case, f"law {index}")
-
-
-def with_config(case: Case, config: ViTConfig) -> Case:
-    """The case with a configuration of the user's, on an image of a few patches."""
-    height, width = config.patch_h + config.stride, config.patch_w + 2 * config.stride
-    return replace(case, config=config, height=height, width=width)
 
 
 def photograph_trial(
     implementation: Any,
     precision: Precision,
     seed: int,
-    config: ViTConfig = vit_base_patch16_config,
+    config: Config | None = None,
 ) -> Trial:
-    """The trial of the photograph, with a fresh random model."""
+    """The trial of the photograph, with a fresh random model, of full size if none is given."""
+    kind = KINDS[implementation.spec]
+    config = config or kind.full_size
     rng = np.random.default_rng([seed, 1])
-    model_type = MODELS[implementation.spec]
-    model = model_type.init(config, in_channels=3, height=224, width=224, rng=rng)
+    params = kind.full_size_parameters(config, rng)
     cotangent = rng.standard_normal((1, config.num_classes))
-    point = Point(implementation.spec, config, model.to_flat(), load_photograph()[None], cotangent)
-    del model
+    point = Point(implementation.spec, config, params, load_photograph()[None], cotangent)
+    del params
     point = point.away_from_kinks(KINK_MARGIN).rounded(precision)
     return Trial(
         implementation, point, precision, rng, PHOTOGRAPH_RUNS, "photograph",

@@ -171,9 +171,9 @@ def _text(table: dict[str, Any], key: str, where: str) -> str:
 
 
 def _known_deviation(name: str, where: str) -> None:
-    from vitspec.testing.catalogue import CATALOGUE
+    from vitspec.testing.catalogue import EVERY
 
-    names = [d.name for d in CATALOGUE]
+    names = [d.name for d in EVERY]
     if name not in names:
         near = get_close_matches(name, names, 1)
         hint = f"; did you mean {near[0]}?" if near else "; docs/catalogue.md lists them"

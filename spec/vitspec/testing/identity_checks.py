@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.config import ViTConfig
 from vitspec.testing import implementations
-from vitspec.testing.checks import kink_margin, with_config
+from vitspec.testing.checks import kink_margin
 from vitspec.testing.identities import IdentityResult, example_point, identities
 from vitspec.testing.identities.results import FACTOR
 from vitspec.testing.implementations import AdapterError
-from vitspec.testing.laws import law_case
+from vitspec.testing.kinds import KINDS, Config
 from vitspec.testing.precision import Precision
 from vitspec.testing.reference import Point
 from vitspec.testing.results import Result, Status
@@ -21,7 +20,7 @@ from vitspec.testing.tolerance import Grade
 
 
 def check_identities(
-    implementation: Any, precision: Precision, seed: int, index: int, config: ViTConfig | None
+    implementation: Any, precision: Precision, seed: int, index: int, config: Config | None
 ) -> Iterator[Result]:
     """Every identity that holds whatever function the implementation computes, at one point.
 
@@ -61,12 +60,13 @@ DRAWS = 50
 
 
 def _supported_point(
-    implementation: Any, precision: Precision, seed: int, index: int, config: ViTConfig | None
+    implementation: Any, precision: Precision, seed: int, index: int, config: Config | None
 ) -> Point | None:
     rng = np.random.default_rng([seed, index, 1])
+    kind = KINDS[implementation.spec]
     for _ in range(DRAWS):
-        case = law_case(rng, implementation.spec)
-        case = case if config is None else with_config(case, config)
+        case = kind.tiled_case(rng)
+        case = case if config is None else kind.with_config(case, config)
         if implementations.why_unsupported(implementation, case.config) is None:
             margin = kink_margin(precision)
             return Point.of(case).away_from_kinks(margin).rounded(precision)

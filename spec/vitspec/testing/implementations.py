@@ -3,8 +3,9 @@
 An implementation is any object with
 
 - `name`, `version`: strings;
-- `spec`: which function it claims to be, "vit" (`ViTSpec`), "vit-cls" (`ViTClsSpec`), or "other",
-  of which only identities can be checked;
+- `spec`: which function it claims to be, "vit" (`ViTSpec`), "vit-cls" (`ViTClsSpec`),
+  "vision-transformer" (`VisionTransformer`, of the practical family; its configurations are
+  `VisionTransformerConfig`), or "other", of which only identities can be checked;
 - `dtype`: the precision that it computes in: "float64", "float32", "tf32", "bfloat16" or "float16".
   A tuple names several, the first of which is the default; only float64 and float32 can share an
   object, since the arrays' type tells them apart;
@@ -34,8 +35,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vitspec.config import ViTConfig
-from vitspec.testing.cases import MODELS
+from vitspec.testing.kinds import KINDS, Config
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
@@ -52,11 +52,11 @@ class Implementation(Protocol):
     spec: str
     dtype: str | tuple[str, ...]
 
-    def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Any:
+    def forward(self, config: Config, params: Mapping[str, Array], images: Array) -> Any:
         """Logits (B, K) of images (B, C, H, W)."""
 
     def vjp(
-        self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
+        self, config: Config, params: Mapping[str, Array], images: Array, cotangent: Array
     ) -> tuple[Mapping[str, Array], Array]:
         """The cotangents of the parameters by flat name, summed over the batch, and the images'."""
 
@@ -129,7 +129,7 @@ def planted_implementation(mistakes: str) -> Any:
         named = [deviation(name.strip()) for name in mistakes.split(",")]
     except KeyError as error:
         raise AdapterError(str(error.args[0])) from error
-    common = [spec for spec in MODELS if all(spec in d.specs for d in named)]
+    common = [spec for spec in KINDS if all(spec in d.specs for d in named)]
     if not common:
         raise AdapterError(f"no model shows {mistakes}: it uses no mask, and one pooling at a time")
     forms = [d.differentiated() or d for d in named]
@@ -177,7 +177,7 @@ def _attribute(module: Any, attribute: str, target: str) -> Any:
 
 def interface_problems(implementation: Any) -> Iterator[str]:
     """What is missing of the attributes and methods that an implementation must have."""
-    known = (*MODELS, "other")
+    known = (*KINDS, "other")
     if (spec := getattr(implementation, "spec", None)) not in known:
         yield f"spec: expected one of {', '.join(known)}, got {spec!r}"
     dtypes = dtypes_of(implementation)
@@ -221,7 +221,7 @@ def has_vjp(implementation: Any) -> bool:
     return callable(getattr(implementation, "vjp", None))
 
 
-def why_unsupported(implementation: Any, config: ViTConfig) -> str | None:
+def why_unsupported(implementation: Any, config: Config) -> str | None:
     """Why the implementation cannot do this configuration; None if it can."""
     supports = getattr(implementation, "supports", None)
     if supports is None:

@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitspec.geometry import patch_grid
-from vitspec.testing.cases import Case, random_case
+from vitspec.testing.kinds import KINDS, AnyCase
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
 
 _AXES = {
     "patch_embed.kernel": "D...", "patch_embed.bias": "D", "cls_token": "D", "pos_enc.pos": ".D",
     "mha.wq": "DQ", "mha.wk": "DQ", "mha.wv": "DV", "mha.wo": "VD",
+    "mha.bq": "Q", "mha.bk": "Q", "mha.bv": "V", "mha.bo": "D",
     "ffn.w1": "DF", "ffn.w2": "FD", "ffn.b1": "F", "ffn.b2": "D",
     "norm1_gamma": "D", "norm1_beta": "D", "norm2_gamma": "D", "norm2_beta": "D",
+    "layer_scale1": "D", "layer_scale2": "D", "final_norm_gamma": "D", "final_norm_beta": "D",
     "head.weights": "KD", "head.bias": "K",
 }  # fmt: skip
 """Which axes of a parameter count features (D), hidden features (F), classes (K), or the columns of
-all heads for queries and keys (Q) or values (V); a dot is any other axis."""
+all heads for queries and keys (Q) or values (V); a dot is any other axis. An axis may count the
+features twice, as that of a head on two pooled rows side by side does."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,9 @@ class Law:
     restore: Callable[[Flat], Flat]
 
 
-def law_case(rng: np.random.Generator, spec: str) -> Case:
+def law_case(rng: np.random.Generator, spec: str) -> AnyCase:
     """A small random case whose patches tile the image, so that they can be moved."""
-    case = random_case(rng, spec)
-    side = case.config.patch_h
-    config = replace(case.config, patch_w=side, stride=side, padding=0)
-    rows, columns = (int(n) for n in rng.integers(1, 4, size=2))
-    return replace(
-        case, config=config, height=side * (rows + 1), width=side * columns, batch=2, scale=1.0
-    )
+    return KINDS[spec].tiled_case(rng)
 
 
 def laws(point: Point, rng: np.random.Generator) -> Iterator[Law]:
@@ -93,16 +89,21 @@ def _take(flat: Mapping[str, Array], orders: Mapping[str, Array]) -> Flat:
         kind = name.split(".", 3)[-1] if name.startswith("encoder.") else name
         for axis, label in enumerate(_AXES[kind]):
             if label in orders:
-                array = array.take(orders[label], axis=axis)
+                array = array.take(_for_all(orders[label], array.shape[axis]), axis=axis)
         return array
 
     return {name: reorder(name, array) for name, array in flat.items()}
 
 
+def _for_all(order: Array, size: int) -> Array:
+    """The order of an axis that may count the same several times over."""
+    return np.concatenate([order + start for start in range(0, size, len(order) or 1)] or [order])
+
+
 def _permute_patches(point: Point, rng: np.random.Generator) -> Law:
     """The patches in another order, each with its own position."""
     config, (_, C, H, W) = point.config, point.images.shape
-    rows, columns = patch_grid(config, H, W)
+    rows, columns = KINDS[point.spec].grid(config, H, W)
     order = rng.permutation(rows * columns)
     first = len(point.params["pos_enc.pos"]) - len(order)  # 1 with a CLS token, which stays
     positions = np.concatenate([np.arange(first), first + order])

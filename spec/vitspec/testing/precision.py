@@ -83,11 +83,7 @@ def rounded(x: Array, precision: Precision) -> Array:
 
 
 class Noisy(np.ndarray):
-    """An array whose arithmetic errs at random, and so does that of what is computed from it.
-
-    Concatenating makes a plain array: it rounds nothing, and the next operation with one of these
-    makes it one again.
-    """
+    """An array whose arithmetic errs at random, and so does that of what is computed from it."""
 
     arithmetic: NoisyArithmetic
 
@@ -108,6 +104,20 @@ class Noisy(np.ndarray):
         if ufunc not in EXACT:
             result = self.arithmetic.move(ufunc, method, plain, kwargs, result)
         return out[0] if out else _noisy(result, self.arithmetic)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Concatenating rounds nothing, but what is computed from the result must err."""
+        result = super().__array_function__(function, types, args, kwargs)
+        return _noisy(result, self.arithmetic) if function is np.concatenate else result
+
+    def in_one_operation(self, function: Any) -> Noisy:
+        """A function of each entry that is no ufunc, such as erfc; its result errs once.
+
+        It errs by u of 1 at least: an implementation may have 1 + erf(-x) where we have erfc(x).
+        """
+        result = function(_plain(self))
+        return _noisy(self.arithmetic.move_values(result, np.maximum(np.abs(result), 1)),
+                      self.arithmetic)  # fmt: skip
 
 
 EXACT = {np.maximum, np.minimum, np.negative, np.absolute, np.positive, np.copysign}
@@ -158,6 +168,10 @@ class NoisyArithmetic:
             kwargs["out"][0][...] = moved
         return moved
 
+    def move_values(self, x: Any, magnitude: Any) -> Any:
+        """x, moved by up to u times a magnitude."""
+        return self._moved(x, magnitude, self.u)
+
     def _of_sum(self, x: Array, results: int, kwargs: dict[str, Any]) -> Any:
         """How far a plain sum of x may be off, in units of u."""
         if x.size == 0:
@@ -201,6 +215,10 @@ class RoundingArithmetic(NoisyArithmetic):
         if "out" in kwargs:
             kwargs["out"][0][...] = nearest
         return nearest
+
+    def move_values(self, x: Any, magnitude: Any) -> Any:
+        """x rounded."""
+        return rounded(x, self.format).astype(x.dtype)
 
 
 def _plain(x: Any) -> Any:

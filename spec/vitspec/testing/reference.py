@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.config import ViTConfig
 from vitspec.records import Record
-from vitspec.testing.cases import MODELS, Case, away_from_kinks
 from vitspec.testing.catalogue import Deviation, planted
+from vitspec.testing.kinds import KINDS, AnyCase, Config
 from vitspec.testing.precision import (
     PRECISIONS,
     NoisyArithmetic,
@@ -32,7 +31,7 @@ class Point:
     """A model, images and a cotangent: where an implementation is evaluated.
 
     Attributes:
-        spec: "vit" or "vit-cls".
+        spec: one of `vitspec.testing.kinds.KINDS`: "vit", "vit-cls" or "vision-transformer".
         config: the model's configuration.
         params: the parameters by flat name.
         images: (B, C, H, W).
@@ -40,13 +39,13 @@ class Point:
     """
 
     spec: str
-    config: ViTConfig
+    config: Any
     params: Flat
     images: Array
     cotangent: Array
 
     @classmethod
-    def of(cls, case: Case) -> Point:
+    def of(cls, case: AnyCase) -> Point:
         """The point of a case, in float64."""
         params = case.model().to_flat()
         return cls(case.spec, case.config, params, case.images(), case.cotangent())
@@ -65,14 +64,13 @@ class Point:
 
     def away_from_kinks(self, margin: float) -> Point:
         """The point with biases b1 moved so that no ReLU's input is within `margin` of 0."""
-        model = away_from_kinks(self.model(self.params), self.images, margin)
+        kind = KINDS[self.spec]
+        model = kind.away_from_kinks(self.model(self.params), self.images, margin)
         return replace(self, params=model.to_flat())
 
     def model(self, params: Mapping[str, Array]) -> Any:
-        """The `ViTSpec` or `ViTClsSpec` with these parameters, for images of this size."""
-        C, H, W = self.images.shape[1:]
-        model_type = MODELS[self.spec]
-        return model_type.from_flat(self.config, params, in_channels=C, height=H, width=W)
+        """The specification's model with these parameters, for images of this size."""
+        return KINDS[self.spec].model(self.config, params, self.images.shape[1:])
 
 
 def evaluate_spec(point: Point, dtype: Any = np.float64, taps: bool = False) -> Flat:
@@ -86,7 +84,7 @@ def _evaluate(point: Point, convert: Any, taps: bool) -> Flat:
     images, cotangent = convert(point.images), convert(point.cotangent)
     traces = [model.trace(image) for image in images]
     pairs = [
-        model.backward(image, d_logits, trace)
+        model.backward(image, d_logits, trace=trace)
         for image, d_logits, trace in zip(images, cotangent, traces, strict=True)
     ]
     found = {"logits": np.stack([trace.logits for trace in traces])}
@@ -105,10 +103,15 @@ def sum_over_batch(gradients: Sequence[Mapping[str, Array]]) -> Flat:
 
 def trace_taps(trace: Any) -> Flat:
     """A model's intermediate values by name, in the order in which they are computed."""
-    taps = {"embedded": trace.embedded}
-    for i, layer in enumerate(trace.layers):
-        taps |= {f"encoder.layers.{i}.{name}": value for name, value in _leaves(layer)}
-    return taps | {"encoded": trace.encoded, "pooled": trace.pooled}
+    taps: Flat = {}
+    for field in fields(trace):
+        value = getattr(trace, field.name)
+        if field.name == "layers":
+            for i, layer in enumerate(value):
+                taps |= {f"encoder.layers.{i}.{name}": leaf for name, leaf in _leaves(layer)}
+        elif field.name not in ("logits", "outputs"):  # these are no intermediate values
+            taps[field.name] = value
+    return taps
 
 
 def _leaves(record: Record) -> list[tuple[str, Array]]:
@@ -156,7 +159,7 @@ class SpecImplementation:
     """The specification as an implementation, perhaps with mistakes of the catalogue in it.
 
     Args:
-        spec: "vit" or "vit-cls".
+        spec: "vit", "vit-cls" or "vision-transformer".
         dtype: the precision that it computes in, of `vitspec.testing.precision.PRECISIONS`.
         mistakes: what is planted while it runs.
         name: what reports call it.
@@ -174,7 +177,7 @@ class SpecImplementation:
         self.spec, self.dtype, self.mistakes = spec, dtype, tuple(mistakes)
         self.name = name or "+".join([spec, *(m.name for m in mistakes)])
 
-    def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Flat:
+    def forward(self, config: Config, params: Mapping[str, Array], images: Array) -> Flat:
         """The logits, and every intermediate value."""
         zeros = np.zeros((len(images), config.num_classes), images.dtype)
         point = Point(self.spec, config, dict(params), images, zeros)
@@ -186,7 +189,7 @@ class SpecImplementation:
         return {"logits": logits} | {n: np.stack([f[n] for f in flats]) for n in flats[0]}
 
     def vjp(
-        self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
+        self, config: Config, params: Mapping[str, Array], images: Array, cotangent: Array
     ) -> tuple[Flat, Array]:
         """The cotangents of the parameters, summed over the batch, and of the images."""
         point = Point(self.spec, config, dict(params), images, cotangent)

@@ -20,9 +20,9 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Any, Literal
 
-from vitspec.config import ViTConfig
 from vitspec.testing import checks, implementations
 from vitspec.testing.implementations import AdapterError
+from vitspec.testing.kinds import KINDS, Config
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.results import Report, Result
 
@@ -61,7 +61,7 @@ class Settings:
     ill_formed: bool = True
     identities: bool = False
     dtype: str | None = None
-    config: ViTConfig | None = None
+    config: Config | None = None
     only: str | None = None
     vector: str | None = None
     jobs: tuple[Job, ...] | None = None
@@ -126,6 +126,12 @@ def new_report(target: str, implementation: Any, settings: Settings) -> Report:
         raise AdapterError(
             f"{implementation.name} is of a function that vitspec has no specification of; "
             "only its identities can be checked: --identities"
+        )
+    kind = KINDS.get(implementation.spec)
+    if kind and settings.config and not isinstance(settings.config, kind.config_type):
+        raise AdapterError(
+            f"{implementation.name} claims to be {kind.name!r}, whose configurations are "
+            f"{kind.config_type.__name__}, got {type(settings.config).__name__}"
         )
     precision = implementations.precision_of(implementation, settings.dtype)
     i = implementation
@@ -234,7 +240,11 @@ def _check_identities(
 def checks_of(kind: Kind) -> tuple[str, ...]:
     """The checks that a kind of job may run."""
     every = {
-        "ill-formed": tuple(f"ill-formed.{label}" for label in checks.ILL_FORMED),
+        "ill-formed": tuple(
+            dict.fromkeys(
+                f"ill-formed.{label}" for one in KINDS.values() for label in one.ill_formed
+            )
+        ),
         "vectors": ("vector.forward", "vector.vjp", "vector.layer", "vector.ill-formed"),
         "law": (*CASE_CHECKS, *LAW_CHECKS, *PERMUTATIONS),
     }

@@ -6,12 +6,13 @@ itself has no switches. `docs/catalogue.md` shows them all.
 """
 
 from vitspec.testing.catalogue.deviation import KINDS, Deviation, Kind, Patch
-from vitspec.testing.catalogue.entries import CATALOGUE, GROUPS, deviation
+from vitspec.testing.catalogue.entries import CATALOGUE, EVERY, GROUPS, deviation, deviations_of
 from vitspec.testing.catalogue.page import catalogue_markdown
 from vitspec.testing.catalogue.planting import ConflictError, planted
 
 __all__ = [
     "CATALOGUE",
+    "EVERY",
     "GROUPS",
     "KINDS",
     "ConflictError",
@@ -20,5 +21,6 @@ __all__ = [
     "Patch",
     "catalogue_markdown",
     "deviation",
+    "deviations_of",
     "planted",
 ]

@@ -17,9 +17,11 @@ _EPS = "scalars.scalar(epsilon, x.dtype)"
 _VARIANCE = "variance = mean(twice_centred * twice_centred, axis=-1, keepdims=True)"
 _PROJECTION = "xhat * mean(w * xhat, axis=-1, keepdims=True)"
 _BACKWARD_LINES = (
-    "xhat, std = normalize(x)\n    d_x = normalize_derivative(xhat, std, d_out * gamma)"
+    "xhat, std = normalize(x, epsilon)\n    d_x = normalize_derivative(xhat, std, d_out * gamma)"
 )
-_JVP_LINES = "xhat, std = normalize(x)\n    return normalize_derivative(xhat, std, dx) * gamma"
+_JVP_LINES = (
+    "xhat, std = normalize(x, epsilon)\n    return normalize_derivative(xhat, std, dx) * gamma"
+)
 
 NORMALIZATION = (
     Deviation(
@@ -82,27 +84,27 @@ NORMALIZATION = (
         ),
     ),
     Deviation(
-        "layer-norm-over-tokens", "forward", LAYER_NORM, "xhat, _ = normalize(x)",
-        "xhat = normalize(x.T)[0].T",
+        "layer-norm-over-tokens", "forward", LAYER_NORM, "xhat, _ = normalize(x, epsilon)",
+        "xhat = normalize(x.T, epsilon)[0].T",
         "the statistics run over the tokens instead of the features",
         "All logits are wrong at their own size; an image's tokens lose what they have in common.",
         ("jadore801120/attention-is-all-you-need-pytorch#17", "OpenNMT/OpenNMT-tf#6"),
         derivatives=(
             Patch(
                 BACKWARD, _BACKWARD_LINES,
-                "xhat_t, std_t = normalize(x.T)\n    xhat = xhat_t.T\n"
+                "xhat_t, std_t = normalize(x.T, epsilon)\n    xhat = xhat_t.T\n"
                 "    d_x = normalize_derivative(xhat_t, std_t, (d_out * gamma).T).T",
             ),
             Patch(
                 JVP, _JVP_LINES,
-                "xhat_t, std_t = normalize(x.T)\n    xhat = xhat_t.T\n"
+                "xhat_t, std_t = normalize(x.T, epsilon)\n    xhat = xhat_t.T\n"
                 "    return normalize_derivative(xhat_t, std_t, dx.T).T * gamma",
             ),
         ),
     ),
     Deviation(
-        "layer-norm-over-everything", "forward", LAYER_NORM, "xhat, _ = normalize(x)",
-        "xhat = normalize(x.reshape(1, -1))[0].reshape(x.shape)",
+        "layer-norm-over-everything", "forward", LAYER_NORM, "xhat, _ = normalize(x, epsilon)",
+        "xhat = normalize(x.reshape(1, -1), epsilon)[0].reshape(x.shape)",
         "one mean and one variance for all tokens together",
         "Rows keep their differences in mean and size; wrong by tens of per cent. Invisible with"
         " one token.",
@@ -111,13 +113,13 @@ NORMALIZATION = (
         derivatives=(
             Patch(
                 BACKWARD, _BACKWARD_LINES,
-                "row, std = normalize(x.reshape(1, -1))\n    xhat = row.reshape(x.shape)\n"
+                "row, std = normalize(x.reshape(1, -1), epsilon)\n    xhat = row.reshape(x.shape)\n"
                 "    d_x = normalize_derivative(row, std, (d_out * gamma).reshape(1, -1))"
                 ".reshape(x.shape)",
             ),
             Patch(
                 JVP, _JVP_LINES,
-                "row, std = normalize(x.reshape(1, -1))\n    xhat = row.reshape(x.shape)\n"
+                "row, std = normalize(x.reshape(1, -1), epsilon)\n    xhat = row.reshape(x.shape)\n"
                 "    return normalize_derivative(row, std, dx.reshape(1, -1)).reshape(x.shape)"
                 " * gamma",
             ),

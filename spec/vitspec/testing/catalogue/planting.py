@@ -1,8 +1,9 @@
 """Running the specification with mistakes in it.
 
 A planted function is compiled from its patched source in its own module's globals, so it calls what
-that module calls: mistakes planted in its callees act as well. Nothing on disk changes. Planting is
-for one thread at a time, since modules are shared.
+that module calls: mistakes planted in its callees act as well. A method is planted in its class,
+"module:Class.method", and an activation in the table of activations too. Nothing on disk changes.
+Planting is for one thread at a time, since modules are shared.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import __future__
 import importlib
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from vitspec.layers.gelu import ACTIVATIONS, Pair
 from vitspec.testing.catalogue.deviation import Patch
 
 
@@ -77,9 +80,17 @@ def planted(*deviations: Plantable) -> Iterator[None]:
 
 
 def _unpatched(function: str) -> _Planted:
-    module_name, function_name = function.split(":")
-    original = getattr(importlib.import_module(f"vitspec.{module_name}"), function_name)
+    holder, name = _holder(function)
+    original = getattr(holder, name)
     return _Planted(original, original, ())
+
+
+def _holder(function: str) -> tuple[Any, str]:
+    """The module, or the class in it, that a function belongs to, and its name there."""
+    module_name, function_name = function.split(":")
+    holder: Any = importlib.import_module(f"vitspec.{module_name}")
+    *class_name, name = function_name.split(".")
+    return (getattr(holder, class_name[0]) if class_name else holder), name
 
 
 def _exchange(there: dict[str, _Planted], here: dict[str, _Planted]) -> None:
@@ -94,6 +105,13 @@ def _exchange(there: dict[str, _Planted], here: dict[str, _Planted]) -> None:
         held = [(n, changes[id(v)]) for n, v in vars(module).items() if id(v) in changes]
         for name, function in held:
             setattr(module, name, function)
+    activations = cast(dict[str, Pair], ACTIVATIONS)
+    for name, pair in activations.items():
+        activations[name] = Pair(*(changes.get(id(f), f) for f in pair))
+    for where, planting in here.items():
+        holder, name = _holder(where)
+        if isinstance(holder, type):  # a method, which no module holds
+            setattr(holder, name, planting.current)
     for name, planting in here.items():
         if planting.patches:
             _now[name] = planting
@@ -105,7 +123,7 @@ def _exchange(there: dict[str, _Planted], here: dict[str, _Planted]) -> None:
 def _compiled(
     original: Callable[..., Any], function: str, patches: tuple[tuple[str, Patch], ...]
 ) -> Callable[..., Any]:
-    module_name, function_name = function.split(":")
+    module_name = function.split(":")[0]
     source = text = inspect.getsource(inspect.unwrap(original))
     for i, (name, patch) in enumerate(patches):
         if source.count(patch.old) != 1:
@@ -122,7 +140,7 @@ def _compiled(
         text = text.replace(patch.old, patch.new)
     label = f"<{'+'.join(dict.fromkeys(name for name, _ in patches))}>"
     flags = __future__.annotations.compiler_flag
-    code = compile(text, label, "exec", flags, dont_inherit=True)
+    code = compile(textwrap.dedent(text), label, "exec", flags, dont_inherit=True)
     scope: dict[str, Any] = {}
     exec(code, vars(sys.modules[f"vitspec.{module_name}"]), scope)
-    return scope[function_name]
+    return scope[original.__name__]

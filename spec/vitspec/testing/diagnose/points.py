@@ -1,9 +1,9 @@
 """Where an implementation is looked at, and what it and the specification say there.
 
-Four small models, chosen so that every mistake of the catalogue shows in one of them and no two
-look alike in all: several heads, layers, channels and images, nothing square, padding, overlap, a
-remainder, heads that do not divide the width, and small variances, where an epsilon counts. What an
-implementation does not support is replaced by the nearest thing that it does.
+Four small models of each kind, chosen so that every mistake of the catalogue shows in one of them
+and no two look alike in all: several heads, layers, channels and images, nothing square, padding,
+overlap, a remainder, heads that do not divide the width, and small variances, where an epsilon
+counts. What an implementation does not support is replaced by the nearest thing that it does.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from vitspec.config import ViTConfig
-from vitspec.geometry import patch_count
 from vitspec.testing import checks, implementations
 from vitspec.testing.cases import Case
-from vitspec.testing.checks import CASE_RUNS, SMOKE_CONFIGS
+from vitspec.testing.checks import CASE_RUNS
+from vitspec.testing.kinds import KINDS, SMOKE_CONFIGS, AnyCase, Config
+from vitspec.testing.practical_cases import VisionTransformerCase
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
 from vitspec.testing.tolerance import Grade, Price, grade
 from vitspec.typing import Array
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 CASES = (
     Case(
@@ -50,15 +52,45 @@ CASES = (
 """The last is what everybody supports. The scale is that of the encoder's input."""
 
 
+PRACTICAL_CASES = (
+    VisionTransformerCase(
+        VisionTransformerConfig(image_h=5, image_w=6, in_channels=2, patch_h=2, patch_w=3,
+                                embed_dim=6, hidden_dim=7, head_count=3, num_layers=2,
+                                num_classes=4, layer_scale=True),
+        seed=0, batch=2,
+    ),
+    VisionTransformerCase(
+        VisionTransformerConfig(image_h=6, image_w=5, in_channels=3, patch_h=2, patch_w=2,
+                                embed_dim=8, hidden_dim=9, head_count=2, num_layers=1,
+                                num_classes=3, layer_norm_eps=1e-6, pool="cls_mean"),
+        seed=0, values="tiny",
+    ),
+    VisionTransformerCase(
+        VisionTransformerConfig(image_h=6, image_w=7, in_channels=2, patch_h=3, patch_w=2,
+                                embed_dim=8, hidden_dim=5, head_count=4, num_layers=3,
+                                num_classes=5, pool="mean"),
+        seed=0, values="tiny", batch=3,
+    ),
+    VisionTransformerCase(
+        VisionTransformerConfig(image_h=4, image_w=6, in_channels=3, patch_h=2, patch_w=2,
+                                embed_dim=6, hidden_dim=12, head_count=2, num_layers=2,
+                                num_classes=4),
+        seed=0, batch=2,
+    ),
+)  # fmt: skip
+"""The last is what everybody supports."""
+
+
 def cases(
-    implementation: Any, seed: int = 0, config: ViTConfig | None = None
-) -> tuple[list[Case], list[str]]:
+    implementation: Any, seed: int = 0, config: Config | None = None
+) -> tuple[list[AnyCase], list[str]]:
     """The cases that the implementation supports, and in words what had to be replaced."""
-    chosen: list[Case] = []
+    chosen: list[AnyCase] = []
     notes = []
-    for i, case in enumerate(CASES):
-        case = replace(case, spec=implementation.spec, seed=4 * seed + i)
-        wishes = (checks.with_config(case, config),) if config else tuple(_friendlier(case))
+    kind = KINDS[implementation.spec]
+    for i, case in enumerate(_cases_of(implementation.spec)):
+        case = replace(case, seed=4 * seed + i)
+        wishes = (kind.with_config(case, config),) if config else tuple(_friendlier(case))
         for wish in wishes:
             reason = implementations.why_unsupported(implementation, wish.config)
             if reason is None:
@@ -74,9 +106,19 @@ def cases(
     return chosen, notes
 
 
-def _friendlier(case: Case) -> Iterator[Case]:
+def _cases_of(spec: str) -> tuple[AnyCase, ...]:
+    if spec == VisionTransformerCase.spec:
+        return PRACTICAL_CASES
+    return tuple(replace(case, spec=spec) for case in CASES)
+
+
+def _friendlier(case: AnyCase) -> Iterator[AnyCase]:
     """The case, then the same with one after the other of its oddities removed."""
     yield case
+    if isinstance(case, VisionTransformerCase):
+        for config in KINDS[case.spec].smoke_configs[:-1]:
+            yield replace(case, config=config)
+        return
     c = case.config
     c = replace(c, embed_dim=-(-c.embed_dim // c.head_count) * c.head_count)
     yield replace(case, config=c)
@@ -100,7 +142,7 @@ class Reference:
 
 
 @lru_cache(maxsize=16)
-def _reference(case: Case, precision: str, taps: bool) -> Reference:
+def _reference(case: AnyCase, precision: str, taps: bool) -> Reference:
     point = checks.case_trial(None, PRECISIONS[precision], case).point
     rng = np.random.default_rng([case.seed, 3])
     truth = evaluate_spec(point, taps=taps)
@@ -117,7 +159,7 @@ class Sample:
         precision: what it computes in.
     """
 
-    def __init__(self, implementation: Any, case: Case, precision: Precision) -> None:
+    def __init__(self, implementation: Any, case: AnyCase, precision: Precision) -> None:
         self.case, self.precision = case, precision
         point = checks.case_trial(implementation, precision, case).point
         found = implementations.forward(implementation, point, precision)
@@ -179,8 +221,9 @@ class Sample:
     def quantities(self) -> dict[str, float]:
         """What a stray factor may be, by name."""
         c, (B, _, H, W) = self.case.config, self.point.images.shape
-        patches = patch_count(c, H, W)
-        cls = self.case.spec == "vit-cls"
+        kind = KINDS[self.case.spec]
+        rows, columns = kind.grid(c, H, W)
+        patches, cls = rows * columns, kind.cls_rows(c)
         return {
             "the number of tokens": patches + cls,
             **({"the number of patches": patches} if cls else {}),
@@ -198,7 +241,10 @@ class Sample:
     @property
     def oddities(self) -> dict[str, bool]:
         """What is unusual about this point, in words."""
-        c, case = self.case.config, self.case
+        case = self.case
+        if isinstance(case, VisionTransformerCase):
+            return _practical_oddities(case)
+        c = case.config
         left_over = [
             (size + 2 * c.padding - extent) % c.stride
             for size, extent in ((case.height, c.patch_h), (case.width, c.patch_w))
@@ -213,3 +259,19 @@ class Sample:
             "there are several images": case.batch > 1,
             "variances are small": case.scale < 1,
         }
+
+
+def _practical_oddities(case: VisionTransformerCase) -> dict[str, bool]:
+    c = case.config
+    return {
+        "patches do not reach the image's edge": bool(
+            c.image_h % c.patch_h or c.image_w % c.patch_w
+        ),
+        "patches are not square": c.patch_h != c.patch_w,
+        "there are several layers": c.num_layers > 1,
+        "there are several images": case.batch > 1,
+        "the residual stream is small": case.values == "tiny",
+        "the branches are scaled": c.layer_scale,
+        "there is a CLS token": c.cls_token,
+        "several rows are pooled": "mean" in c.pool,
+    }

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vitspec.config import ViTConfig
 from vitspec.testing import checks, implementations
-from vitspec.testing.cases import MODELS
 from vitspec.testing.catalogue import deviation
 from vitspec.testing.diagnose import accuracy, points
 from vitspec.testing.diagnose.diagnosis import Diagnosis, Near
 from vitspec.testing.diagnose.findings import departures, hints, looks_like_precision
 from vitspec.testing.diagnose.points import Sample
 from vitspec.testing.diagnose.search import Match, Search, same_function
+from vitspec.testing.kinds import KINDS, Config
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.tolerance import worst
 
@@ -30,7 +29,7 @@ def diagnose(
     *,
     dtype: str | None = None,
     seed: int = 0,
-    config: ViTConfig | None = None,
+    config: Config | None = None,
 ) -> Diagnosis:
     """Name what is wrong with an implementation.
 
@@ -51,10 +50,10 @@ def diagnose(
     """
     if problems := list(implementations.interface_problems(implementation)):
         raise implementations.AdapterError("; ".join(problems))
-    if implementation.spec not in MODELS:
+    if implementation.spec not in KINDS:
         raise implementations.AdapterError(
             f"{implementation.name} claims to be {implementation.spec!r}; only "
-            f"{' and '.join(MODELS)} have a specification to compare with"
+            f"{' and '.join(KINDS)} have a specification to compare with"
         )
     start = time.monotonic()
     precision = implementations.precision_of(implementation, dtype)
@@ -91,7 +90,7 @@ def expected_by_name(
     *,
     dtype: str | None = None,
     seed: int = 0,
-    config: ViTConfig | None = None,
+    config: Config | None = None,
 ) -> str | None:
     """The name of the deviation that the implementation has, for comparison with a declared one.
 

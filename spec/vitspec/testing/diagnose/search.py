@@ -18,7 +18,7 @@ from typing import Any
 import jaxtyping
 import numpy as np
 
-from vitspec.testing.catalogue import CATALOGUE, Deviation, planted
+from vitspec.testing.catalogue import Deviation, deviations_of, planted
 from vitspec.testing.checks import CASE_RUNS
 from vitspec.testing.diagnose.points import Sample
 from vitspec.testing.reference import evaluate_spec, price_spec
@@ -96,8 +96,8 @@ def candidates(spec: str, with_gradients: bool = True) -> list[Candidate]:
     own, by automatic differentiation: these are two candidates of one name.
     """
     found = []
-    for deviation in CATALOGUE:
-        if not deviation.visible_in_model or spec not in deviation.specs:
+    for deviation in deviations_of(spec):
+        if not deviation.visible_in_model:
             continue
         if with_gradients or changes_logits(deviation):
             found.append(Candidate((deviation,)))
