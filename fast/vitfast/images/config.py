@@ -191,6 +191,7 @@ def level_table(values: dict[str, Any]) -> Any:
 
 def _size(name: str, value: Any, problems: list[str], keys: tuple[str, ...]) -> Any:
     """The size as the file has it today, or a problem more."""
+    given = value
     if _is_integer(value):
         value = (value, value)
     if isinstance(value, list | tuple) and len(value) == 2:
@@ -203,7 +204,7 @@ def _size(name: str, value: Any, problems: list[str], keys: tuple[str, ...]) -> 
         ):
             return value
     forms = '{"height": H, "width": W}' + (' or {"shortest_edge": S}' if len(keys) > 2 else "")
-    problems.append(f"{name}: expected {forms}, integers from 1 to {LARGEST_SIDE}, got {value!r}")
+    problems.append(f"{name}: expected {forms}, integers from 1 to {LARGEST_SIDE}, got {given!r}")
     return value
 
 

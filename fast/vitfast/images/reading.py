@@ -164,7 +164,7 @@ def _decoded(picture: Image.Image, max_pixels: int) -> Image.Image:
                 f"({max_pixels}): make it smaller, or raise max_pixels if you trust it"
             ]
         )
-    kind = f"{getattr(picture, 'format', None) or 'picture'}, {width} x {height}"
+    kind = f"{picture.format or 'picture'}, {width} x {height}"
     try:
         picture.load()
         return _opaque(_upright(picture))
@@ -189,7 +189,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _opaque(picture: Image.Image) -> Image.Image:
     """The picture in mode L or RGB, on white where it is transparent."""
-    if picture.mode.startswith("I;16"):
+    # A PPM of 16 bits has mode I, and all its 65536 levels whatever its own highest is.
+    if picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM"):
         return _from_16_bits(picture)
     if picture.mode == "F":
         return array_to_picture(np.asarray(picture))
