@@ -16,7 +16,7 @@ except ImportError as error:
     ) from error
 
 import vitspec
-from vitfast.commands import backends, bench, memory
+from vitfast.commands import backends, bench, memory, pretrained
 from vitspec.commands.common import console
 
 app = typer.Typer(
@@ -28,6 +28,13 @@ app = typer.Typer(
 app.command()(backends.backends)
 app.command()(bench.bench)
 app.command()(memory.memory)
+for command in (
+    pretrained.classify,
+    pretrained.inspect,
+    pretrained.attention,
+    pretrained.convert,
+):
+    app.command()(command)
 
 
 def main() -> None:
