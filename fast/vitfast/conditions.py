@@ -87,7 +87,7 @@ def draw(key: jax.Array, rate: Any, shape: tuple[int, ...], axes: Any, dtype: An
     """
     where: dict[str, Any] = {"out_sharding": PartitionSpec(*axes)} if on_mesh() else {}
     keep = jax.random.bernoulli(key, 1 - rate, shape, **where)
-    return jnp.where(keep, jnp.asarray(1 / (1 - rate), dtype), jnp.zeros((), dtype))
+    return keep * jnp.asarray(1 / (1 - rate), dtype)
 
 
 def drop(x: jax.Array, factors: Any, key: Any, rate: float) -> jax.Array:

@@ -25,6 +25,7 @@ from vitfast.sharding import on_mesh
 from vitfast.vision_transformer import VisionTransformer
 from vitfast.vit import Pool, ViT
 from vitspec.config import ViTConfig
+from vitspec.errors import InvalidParameters
 from vitspec.records import check_flat
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -96,11 +97,24 @@ def from_flat(config: Any, flat: Mapping[str, Any], **options: Any) -> Any:
             or not among `DTYPES`; everything that is wrong is listed.
     """
     kind = VisionTransformer if isinstance(config, VisionTransformerConfig) else ViT
-    model = fill(kind(config, param_dtype=scalar_type(flat), rngs=None, **options), flat)
+    model = kind(config, param_dtype=scalar_type(flat), rngs=None, **options)
+    _check(model, flat)
+    return load(model, flat)
+
+
+def load(model: Model, flat: Mapping[str, Any]) -> Model:
+    """A model like the given one with these parameters, which are known to fit.
+
+    They are read one after the other, each rounded to the model's type, if it has another, and put
+    where it lies: if they come from files, nobody ever holds all of them but the devices.
+    """
+
+    def leaf(path: Any, shape: Any) -> jax.Array:
+        name = _dotted(path)
+        return _to_devices(_read(flat, name, shape, model), name, model)
+
     with jax.enable_x64(True):  # else JAX would round float64 to float32
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _to_devices(leaf, _dotted(path), model), model
-        )
+        return jax.tree_util.tree_map_with_path(leaf, model)
 
 
 def fill(model: Model, flat: Mapping[str, Any]) -> Model:
@@ -111,20 +125,34 @@ def fill(model: Model, flat: Mapping[str, Any]) -> Model:
     Raises:
         InvalidParameters: as `from_flat`.
     """
+    _check(model, flat)
+    if (found := np.dtype(scalar_type(flat))) != model.param_dtype:
+        raise InvalidParameters(
+            _subject(model), [f"scalar type {found}: expected {model.param_dtype}, the model's"]
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, shape: _read(flat, _dotted(path), shape, model), model
+    )
+
+
+def _check(model: Model, flat: Mapping[str, Any]) -> None:
+    check_flat(flat, model.parameter_shapes(), _subject(model), DTYPES)
+
+
+def _subject(model: Model) -> str:
     height, width, in_channels = model.image_shape
-    subject = f"parameters of {model.config!r} for {in_channels} x {height} x {width} images"
-    check_flat(flat, model.parameter_shapes(), subject, DTYPES)
+    return f"parameters of {model.config!r} for {in_channels} x {height} x {width} images"
 
-    def leaf(path: Any, shape: Any) -> np.ndarray:
-        name = _dotted(path)
-        if name in flat:
-            return flat[name]
-        rest = name.removeprefix(LAYERS)
-        layers = [flat[f"{LAYERS}{i}.{rest}"] for i in range(model.config.num_layers)]
-        # Reshaped for the case of no layers.
-        return np.array(layers, model.param_dtype).reshape(shape.shape)
 
-    return jax.tree_util.tree_map_with_path(leaf, model)
+def _read(flat: Mapping[str, Any], name: str, shape: Any, model: Model) -> np.ndarray:
+    """The array of a leaf, made of those of the layers if it is stacked."""
+    if name in flat:
+        return flat[name].astype(model.param_dtype, copy=False)
+    rest = name.removeprefix(LAYERS)
+    stacked = np.empty(shape.shape, model.param_dtype)
+    for i in range(len(stacked)):
+        stacked[i] = flat[f"{LAYERS}{i}.{rest}"]
+    return stacked
 
 
 def scalar_type(flat: Mapping[str, Any]) -> str:

@@ -171,7 +171,7 @@ def variant(name: str) -> VitFast:
         options["attention_fn"] = PlainAttention(options["custom_vjp"])
     elif part["attention"] is not None:
         options["attention_fn"] = make_tokamax_attention(part["attention"])
-    function = part["function"]
+    function: Any = part["function"]
     own = name.removeprefix("vit") if function != "vision_transformer" else f"_{name}"
     return VitFast(
         f"vitfast{own}".replace("_", "-"),

@@ -144,6 +144,26 @@ class VisionTransformer(nnx.Module):
             for name in ("head", "pooler", "decoder")
         )
 
+    @classmethod
+    def from_config(cls, config: VisionTransformerConfig, **options: Any) -> VisionTransformer:
+        """A model with fresh parameters: `VisionTransformer(config, **options)`."""
+        return cls(config, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_name: Any, use_pytorch: bool = False, **options: Any
+    ) -> VisionTransformer:
+        """The model of a checkpoint: `vitfast.pretrained.from_pretrained`."""
+        from vitfast.pretrained import from_pretrained
+
+        return from_pretrained(path_or_name, use_pytorch, **options)
+
+    def save_pretrained(self, folder: Any, **options: Any) -> None:
+        """Write a checkpoint: `vitfast.pretrained.save_pretrained`."""
+        from vitfast.pretrained import save_pretrained
+
+        save_pretrained(self, folder, **options)
+
     @property
     def param_dtype(self) -> Any:
         """The type of the parameters, also of ones that have been put in the place of the first."""

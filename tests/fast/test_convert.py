@@ -1,5 +1,8 @@
 """Conversion to and from flat form loses nothing and refuses what does not fit."""
 
+import gc
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -8,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.vision_transformers import config_of
-from vitfast import ViT, from_flat, to_flat
-from vitfast.convert import DTYPES
+from vitfast import VisionTransformer, ViT, from_flat, to_flat
+from vitfast.convert import DTYPES, fill, load
 from vitspec import InvalidArray, InvalidParameters, parameter_shapes
 from vitspec.models import vision_transformer_parameters
+from vitspec.models.vision_transformer import VisionTransformer as Spec
 
 FULL = config_of(pool="cls_mean", layer_scale=True, mask_token=True, pooler_dim=7, decoder_stride=3)
 BARE = config_of(
@@ -87,6 +91,35 @@ def test_what_does_not_fit_the_practical_family_is_listed_at_once():
         "norm: unexpected name",
         "the arrays mix the scalar types bfloat16, float32; expected one",
     )
+
+
+def test_parameters_of_another_type_are_rounded_only_if_that_is_what_is_asked_for():
+    """A checkpoint of one type is loaded into a model of another; nothing else changes types."""
+    flat = Spec.init(FULL, rng=np.random.default_rng(0)).to_flat()
+    for scan_layers in (True, False):
+        model = VisionTransformer(FULL, param_dtype="bfloat16", scan_layers=scan_layers, rngs=None)
+        rounded = to_flat(load(model, flat))
+        assert_same_bits(rounded, {n: a.astype(model.param_dtype) for n, a in flat.items()})
+        with pytest.raises(InvalidParameters, match="float64: expected bfloat16, the model's"):
+            fill(model, flat)
+
+
+def test_parameters_are_read_one_after_the_other():
+    """They may come from files: then there is never a second copy of all of them."""
+    flat = Spec.init(FULL, rng=np.random.default_rng(0)).to_flat()
+    alive = []
+
+    class Files(dict):
+        def __getitem__(self, name):
+            gc.collect()
+            assert sum(one() is not None for one in alive) <= 1
+            array = flat[name].copy()
+            alive.append(weakref.ref(array))
+            return array
+
+    model = VisionTransformer(FULL, scan_layers=True, rngs=None)
+    assert to_flat(load(model, Files(flat))).keys() == flat.keys()
+    assert len(alive) == len(flat)
 
 
 def test_model_to_flat_to_model_keeps_every_bit_and_the_structure(cases):
