@@ -101,7 +101,7 @@ def colours(values: Any) -> Any:
 
 
 def draw_attention(
-    picture: Any, attention: Any, title: str = "", opacity: float = 0.6
+    picture: Any, attention: Any, title: str = "", opacity: float | int = 0.6
 ) -> Image.Image:
     """The map over the picture, which keeps its size; below, its scale and title if they fit.
 

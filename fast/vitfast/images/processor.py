@@ -58,7 +58,7 @@ class ImageProcessor:
     do_center_crop: bool = False
     crop_size: Any = None
     do_rescale: bool = True
-    rescale_factor: float = 1 / 255
+    rescale_factor: float | int = 1 / 255
     do_normalize: bool = True
     image_mean: Any = config.HALF
     image_std: Any = config.HALF
