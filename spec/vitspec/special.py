@@ -83,7 +83,7 @@ def erfc(x: Array) -> Array:
 
 
 def _erfc_chunk(x: Array) -> Array:
-    kind = x.dtype.type
+    kind: Any = x.dtype.type
     near = NEAR[kind]
     result = _from_table(x, near, _table(kind, near))
     if kind is not np.float32 and (far := np.flatnonzero(x > near.last)).size:

@@ -11,6 +11,7 @@ pixels to the right and below that fill no patch are not read.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
@@ -116,6 +117,8 @@ class VisionTransformerConfig:
             value, expected = getattr(self, one.name), str(one.type)
             if expected == "int" and (problem := natural_problem(value)):
                 problems.append(f"nat: {one.name} {problem}")
+            elif expected == "int":
+                object.__setattr__(self, one.name, operator.index(value))
             elif expected == "bool" and not isinstance(value, bool):
                 problems.append(f"bool: {one.name} must be True or False, got {value!r}")
         if not isinstance(self.dropout, DropoutRates):
@@ -157,7 +160,7 @@ class VisionTransformerConfig:
             (
                 "cls_needed",
                 "pool 'cls' and 'cls_mean', and the pooler, need cls_token",
-                self.cls_token or not ("cls" in self.pool or self.pooler_dim),
+                self.cls_token or not (self.pool in ("cls", "cls_mean") or self.pooler_dim),
             ),
             (
                 "pool_needed",

@@ -15,7 +15,7 @@ flint = pytest.importorskip("flint", reason="real balls need the extra 'reals'")
 FLOATS = [np.float32, np.float64, np.longdouble]
 LAST = {np.float32: 10.1, np.float64: 27.3, np.longdouble: 30.0}
 """Up to where points are drawn; beyond it, the shorter floats are 0."""
-ULPS, ULPS_SUBNORMAL = 0.85, 1.0
+ULPS, ULPS_AT_THE_END = 0.8, 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +68,8 @@ def points(kind, rng):
 def test_the_error_is_below_one_unit_in_the_last_place(kind, seed):
     x = points(kind, np.random.default_rng(seed))
     error = error_in_ulps(x)
-    subnormal = special.erfc(x) < np.finfo(kind).tiny
-    excess = error / np.where(subnormal, ULPS_SUBNORMAL, ULPS)
+    # Near the subnormal numbers the table's own last digits are missing.
+    excess = error / np.where(special.erfc(x) < 8 * np.finfo(kind).tiny, ULPS_AT_THE_END, ULPS)
     assert excess.max() <= 1, x[excess.argmax()]
 
 

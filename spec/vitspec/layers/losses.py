@@ -81,10 +81,11 @@ def binary_cross_entropy(
 ) -> Scalar[Array, ""]:
     """The mean over the classes of the cross entropy of each with its own target from 0 to 1.
 
-    softplus(z) = max(z, 0) + log(1 + exp(-|z|)), where nothing overflows.
+    softplus(z) = (z + |z|) / 2 + log(1 + exp(-|z|)), where nothing overflows, and the derivative at
+    0 is 1/2 though that of |z| is taken to be 0.
     """
     size = logits * scalars.sign(logits)
-    softplus = scalars.maximum_with_zero(logits) + np.log1p(np.exp(-size))
+    softplus = (logits + size) / 2 + np.log1p(np.exp(-size))
     return np.asarray(scalars.mean(softplus - target * logits, axis=0))
 
 

@@ -2,7 +2,7 @@
 
 Shapes: x (n, D), W1 (D, F), b1 (F,), W2 (F, D), b2 (D,), output (n, D); act is one of
 `vitspec.layers.gelu.ACTIVATIONS`. The factors are those of dropout on the hidden layer, of shape
-(n, F), or none.
+(n, F), or 1 in the place of an axis, or none.
 
 Source: Dosovitskiy et al., 2010.11929; Hugging Face's `ViTIntermediate` and `ViTOutput`.
 """
@@ -49,7 +49,7 @@ class MlpTrace(Record):
 
 @typed
 def mlp_trace(
-    mlp: Mlp, x: Scalar[Array, "n D"], factors: Scalar[Array, "n F"] | None = None
+    mlp: Mlp, x: Scalar[Array, "n D"], factors: Scalar[Array, "#n #F"] | None = None
 ) -> MlpTrace:
     """The forward, with its intermediate values."""
     hidden = affine(x, mlp.w1, mlp.b1)
@@ -63,7 +63,7 @@ def mlp_backward(
     x: Scalar[Array, "n D"],
     d_out: Scalar[Array, "n D"],
     trace: MlpTrace,
-    factors: Scalar[Array, "n F"] | None = None,
+    factors: Scalar[Array, "#n #F"] | None = None,
 ) -> tuple[MlpGrads, Scalar[Array, "n D"]]:
     """The cotangents of the parameters and of x."""
     d_activated = times(matmul(d_out, mlp.w2.T), factors)
@@ -84,7 +84,7 @@ def mlp_jvp(
     tangent: Mlp,
     dx: Scalar[Array, "n D"],
     trace: MlpTrace,
-    factors: Scalar[Array, "n F"] | None = None,
+    factors: Scalar[Array, "#n #F"] | None = None,
 ) -> Scalar[Array, "n D"]:
     """The tangent of the output along the parameters' `tangent` and dx."""
     d_hidden = affine_jvp(x, mlp.w1, dx, tangent.w1, tangent.b1)

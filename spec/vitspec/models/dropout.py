@@ -16,7 +16,7 @@ import numpy as np
 
 from vitspec.layers.affine import times
 from vitspec.models.block import BlockFactors
-from vitspec.models.vision_transformer import PLAIN, Conditions
+from vitspec.models.conditions import PLAIN, Conditions
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import VisionTransformerConfig
 

@@ -28,7 +28,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitspec import scalars
-from vitspec.errors import InvalidArray, InvalidParameters
+from vitspec.errors import InvalidParameters
 from vitspec.layers.linear import LinearSpec, linear, linear_backward, linear_jvp
 from vitspec.layers.normalization import layer_norm, layer_norm_backward, layer_norm_jvp
 from vitspec.layers.patch_embedding import (
@@ -52,6 +52,13 @@ from vitspec.models.block import (
     blocks_jvp,
     blocks_trace,
 )
+from vitspec.models.conditions import (
+    PLAIN,
+    Conditions,
+    check_conditions,
+    check_cotangents,
+    check_image,
+)
 from vitspec.models.heads import (
     decode,
     decode_backward,
@@ -69,32 +76,6 @@ from vitspec.models.vision_transformer_parameters import (
 from vitspec.records import Record, check_array, check_flat, named, record
 from vitspec.typing import Array, Scalar, TupleOf
 from vitspec.vision_transformer_config import VisionTransformerConfig
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a call is given beside the image, and has no derivative.
-
-    Attributes:
-        masked_patches: (T,) Booleans: the patches in whose place the mask token stands.
-        attention_mask: (n, n) Booleans: which rows (keys) each row (query) may attend to.
-        embedding_factors: (n, D): what multiplies the sequence that enters the first block.
-        block_factors: what multiplies in each block; a head mask is
-            `BlockFactors(attention_weights=head_mask[i][:, None, None])`, dropout's masks are drawn
-            by `vitspec.models.dropout.draw`.
-        interpolate_positions: whether images of another size than the configuration's are taken,
-            with interpolated positions.
-    """
-
-    masked_patches: Array | None = None
-    attention_mask: Array | None = None
-    embedding_factors: Array | None = None
-    block_factors: tuple[BlockFactors, ...] | None = None
-    interpolate_positions: bool = False
-
-
-PLAIN = Conditions()
-"""No mask, no factor, images of the configuration's size."""
 
 
 @dataclass(frozen=True)
@@ -316,14 +297,15 @@ class VisionTransformer(Record):
             InvalidArray: an array does not fit the model, or is the cotangent of nothing that the
                 model has.
         """
-        t = trace or self.trace(image, conditions)
         given = {
             "logits": d_logits,
             "last_hidden_state": d_last_hidden_state,
             "pooler_output": d_pooler_output,
             "reconstruction": d_reconstruction,
         }
-        self._check_cotangents(given, t.outputs)
+        self._check(image, conditions)
+        check_cotangents(self.config, given, self._grid(image), self.dtype)
+        t = trace or self.trace(image, conditions)
         heads, d_last = self._heads_backward(given, t)
         encoded = t.hidden_states[-1]
         d_encoded, d_gamma, d_beta = layer_norm_backward(
@@ -348,24 +330,26 @@ class VisionTransformer(Record):
 
     def _heads_backward(
         self, given: Mapping[str, Array | None], t: VisionTransformerTrace
-    ) -> tuple[dict[str, Array | None], Array]:
+    ) -> tuple[dict[str, Any], Array]:
         """The cotangents of the heads' parameters, and of the last hidden state."""
         last, cls_rows = t.last_hidden_state, int(self.config.cls_token)
-        zero = {
-            name: None if output is None else scalars.zeros(output.shape, output.dtype)
-            for name, output in vars(t.outputs).items()
+        outputs: Any = t.outputs
+        d: dict[str, Any] = {
+            name: scalars.zeros(output.shape, output.dtype) if given[name] is None else given[name]
+            for name, output in vars(outputs).items()
+            if output is not None
         }
-        d = {n: zero[n] if cotangent is None else cotangent for n, cotangent in given.items()}
-        grads = dict.fromkeys(
+        pooled: Any = t.pooled
+        grads: dict[str, Any] = dict.fromkeys(
             ("d_head_w", "d_head_b", "d_pooler_w", "d_pooler_b", "d_decoder_w", "d_decoder_b")
         )
         d_last = scalars.zeros(last.shape, last.dtype) + d["last_hidden_state"]
         if self.head is not None:
-            own, d_pooled = linear_backward(self.head, t.pooled, d["logits"])
+            own, d_pooled = linear_backward(self.head, pooled, d["logits"])
             grads |= {"d_head_w": own.d_weights, "d_head_b": own.d_bias}
             d_last = d_last + pool_backward(d_pooled, self.config.pool, cls_rows, len(last))
         if self.pooler is not None:
-            d_pre = tanh_backward(t.outputs.pooler_output, d["pooler_output"])
+            d_pre = tanh_backward(outputs.pooler_output, d["pooler_output"])
             own, d_row = linear_backward(self.pooler, last[0], d_pre)
             grads |= {"d_pooler_w": own.d_weights, "d_pooler_b": own.d_bias}
             d_last[0] += d_row
@@ -379,7 +363,7 @@ class VisionTransformer(Record):
 
     def _sequence_backward(
         self, d_sequence: Array, conditions: Conditions, grid: tuple[int, int]
-    ) -> tuple[dict[str, Array | None], Array]:
+    ) -> tuple[dict[str, Any], Array]:
         """The adjoint of `_sequence`: the cotangents of its parameters, and of the tokens."""
         cls_rows = int(self.config.cls_token)
         d_tokens = d_sequence[cls_rows:]
@@ -387,7 +371,7 @@ class VisionTransformer(Record):
         if grid != self.config.grid:
             d_table = interpolate_positions_backward(d_tokens, self.config.grid, grid)
         d_cls = d_sequence[0] if cls_rows else None
-        grads: dict[str, Array | None] = {
+        grads: dict[str, Any] = {
             "d_pos": np.concatenate([d_sequence[:cls_rows], d_table]),
             "d_cls_token": d_cls,
             "d_mask_token": None,
@@ -420,8 +404,9 @@ class VisionTransformer(Record):
             InvalidArray: an array does not fit the model.
             InvalidParameters: the tangent is of another model.
         """
+        self._check(image, conditions)
         self._check_tangent(tangent)
-        self._check(d_image, conditions, "d_image")
+        check_array("d_image", d_image, image.shape, "as the image", self.dtype)
         t = self.trace(image, conditions)
         d_tokens = patch_embedding_jvp(self.patch_embed, image, tangent.patch_embed, d_image)
         d_embedded = tangent._sequence(d_tokens, conditions, self._grid(image))
@@ -445,16 +430,19 @@ class VisionTransformer(Record):
         return self._heads_jvp(tangent, t, d_last, self._grid(image))
 
     def _heads_jvp(
-        self, tangent: Self, t: VisionTransformerTrace, d_last: Array, grid: tuple[int, int]
+        self, tangent: Any, t: VisionTransformerTrace, d_last: Array, grid: tuple[int, int]
     ) -> Outputs:
+        """The tangents of all outputs; the tangent has the heads that the model has."""
         c, cls_rows, last = self.config, int(self.config.cls_token), t.last_hidden_state
+        pooled: Any = t.pooled
+        pooler_output: Any = t.outputs.pooler_output
         d_logits = d_pooler = d_reconstruction = None
         if self.head is not None:
             d_pooled = pool(d_last, c.pool, cls_rows)
-            d_logits = linear_jvp(self.head, t.pooled, tangent.head, d_pooled)
+            d_logits = linear_jvp(self.head, pooled, tangent.head, d_pooled)
         if self.pooler is not None:
             d_pre = linear_jvp(self.pooler, last[0], tangent.pooler, d_last[0])
-            d_pooler = tanh_backward(t.outputs.pooler_output, d_pre)
+            d_pooler = tanh_backward(pooler_output, d_pre)
         if self.decoder is not None:
             d_reconstruction = decode_jvp(
                 self.decoder,
@@ -479,55 +467,9 @@ class VisionTransformer(Record):
         factors = conditions.block_factors or (BlockFactors(),) * len(self.encoder.layers)
         return [Setting(conditions.attention_mask, one) for one in factors]
 
-    def _check(self, image: Any, conditions: Conditions, name: str = "image") -> None:
-        c = self.config
-        shape = (c.in_channels, c.image_h, c.image_w)
-        if conditions.interpolate_positions and getattr(image, "ndim", 0) == 3:
-            shape = (c.in_channels, *image.shape[1:])
-            if 0 in c.grid_of(*image.shape[1:]):
-                raise InvalidArray(
-                    f"{name}: expected room for a patch of {c.patch_h} x {c.patch_w}, got an image "
-                    f"of {image.shape[1]} x {image.shape[2]}"
-                )
-        elif getattr(image, "shape", shape) != shape:
-            raise InvalidArray(
-                f"{name}: expected shape {shape} (channels, height, width), got {image.shape}; "
-                "Conditions(interpolate_positions=True) takes other sizes"
-            )
-        check_array(name, image, shape, "channels, height, width", self.dtype)
-        self._check_conditions(conditions, int(np.prod(self._grid(image))))
-
-    def _check_conditions(self, conditions: Conditions, T: int) -> None:
-        c = self.config
-        n, D = T + c.cls_token, c.embed_dim
-        for name, mask, shape in (
-            ("masked_patches", conditions.masked_patches, (T,)),
-            ("attention_mask", conditions.attention_mask, (n, n)),
-        ):
-            if mask is not None and (mask.shape != shape or mask.dtype != bool):
-                raise InvalidArray(
-                    f"{name}: expected Booleans of shape {shape}, got {mask.dtype} {mask.shape}"
-                )
-        if conditions.masked_patches is not None and not c.mask_token:
-            raise InvalidArray("masked_patches: this model has no mask token (mask_token=False)")
-        if conditions.embedding_factors is not None:
-            check_array(
-                "embedding_factors", conditions.embedding_factors, (n, D), "rows, features",
-                self.dtype,
-            )  # fmt: skip
-        given = conditions.block_factors
-        if given is not None and len(given) != c.num_layers:
-            raise InvalidArray(
-                f"block_factors: expected one for each of {c.num_layers} blocks, got {len(given)}"
-            )
-
-    def _check_cotangents(self, given: Mapping[str, Array | None], outputs: Outputs) -> None:
-        for name, cotangent in given.items():
-            output = getattr(outputs, name)
-            if cotangent is not None and output is None:
-                raise InvalidArray(f"d_{name}: this model has no {name}")
-            if cotangent is not None:
-                check_array(f"d_{name}", cotangent, output.shape, f"as {name}", self.dtype)
+    def _check(self, image: Any, conditions: Conditions) -> None:
+        check_image(self.config, image, conditions, self.dtype)
+        check_conditions(self.config, conditions, self._grid(image), self.dtype)
 
     def _check_tangent(self, tangent: Any) -> None:
         if type(tangent) is not type(self) or tangent.config != self.config:
