@@ -20,7 +20,7 @@ from vitspec.commands.common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from vitspec.config import ViTConfig
+    from vitspec.testing.kinds import Config
     from vitspec.testing.results import Report, Result
     from vitspec.testing.run import Job, Settings
 
@@ -63,7 +63,8 @@ def check(
     config: Annotated[
         str | None,
         typer.Option(
-            help="Only this configuration: a JSON file, base, large, or key=value,...",
+            help="Only this configuration: a JSON file, base, large, or key=value,...; of the "
+            "practical family, PRESET,key=value,... (hf-vit-base, d2l, ...).",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -188,14 +189,15 @@ def _diagnosis(target: str, dtype: str, seed: int) -> str | None:
     return expected_by_name(implementations.find(target), dtype=dtype, seed=seed)
 
 
-def _config(text: str | None) -> ViTConfig | None:
+def _config(text: str | None) -> Config | None:
     if text is None:
         return None
     from vitspec.errors import NotWellFormed
+    from vitspec.testing.practical_config import is_practical, parse_practical_config
     from vitspec.testing.shapes import parse_config
 
     try:
-        return parse_config(text)[0]
+        return parse_practical_config(text) if is_practical(text) else parse_config(text)[0]
     except (ValueError, OSError, NotWellFormed) as error:
         fail(USAGE, f"--config {text}: {error}")
 

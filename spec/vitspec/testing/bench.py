@@ -21,10 +21,21 @@ import numpy as np
 from vitspec.config import ViTConfig, vit_base_patch16_config
 from vitspec.geometry import patch_count
 from vitspec.layers.activation import relu, softmax
+from vitspec.layers.gelu import ACTIVATIONS
 from vitspec.layers.normalization import layer_norm
+from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.models.vit import ViTSpec
+from vitspec.testing.kinds import Config
+from vitspec.typing import Array
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 Shape = tuple[int, ...]
+
+FAMILIES: dict[str, Config] = {
+    "vit": vit_base_patch16_config,
+    "vision-transformer": VisionTransformerConfig(),
+}
+"""ViT-Base/16 of the Lean mirror, and of the practical family."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +72,31 @@ def products(
     config: ViTConfig, channels: int, height: int, width: int
 ) -> list[tuple[Shape, Shape]]:
     """The operands' shapes of every matrix product of `ViTSpec.forward`, in order."""
-    T, D, F = patch_count(config, height, width), config.embed_dim, config.hidden_dim
-    H, d, I = config.head_count, config.head_dim, config.inner_dim  # noqa: E741
-    layer: list[tuple[Shape, Shape]] = [
-        *[((T, D), (D, I))] * 3,
-        ((H, T, d), (H, d, T)),
-        ((H, T, T), (H, T, d)),
-        ((T, I), (I, D)),
-        ((T, D), (D, F)),
-        ((T, F), (F, D)),
-    ]
+    T, D = patch_count(config, height, width), config.embed_dim
     window = channels * config.patch_h * config.patch_w
     ends = [((D, window), (window, T)), ((config.num_classes, D), (D, 1))]
-    return [ends[0], *layer * config.num_layers, ends[1]]
+    return [ends[0], *_layer(config, T, config.inner_dim) * config.num_layers, ends[1]]
+
+
+def practical_products(config: VisionTransformerConfig) -> list[tuple[Shape, Shape]]:
+    """The same of `VisionTransformer.forward`."""
+    c, n = config, config.token_count
+    window = c.in_channels * c.patch_h * c.patch_w
+    first = ((n - c.cls_token, window), (window, c.embed_dim))
+    last = ((c.num_classes, c.pooled_dim), (c.pooled_dim, 1))
+    return [first, *_layer(c, n, c.embed_dim) * c.num_layers, last]
+
+
+def _layer(config: Config, n: int, inner_dim: int) -> list[tuple[Shape, Shape]]:
+    D, F, H, d = config.embed_dim, config.hidden_dim, config.head_count, config.head_dim
+    return [
+        *[((n, D), (D, inner_dim))] * 3,
+        ((H, n, d), (H, d, n)),
+        ((H, n, n), (H, n, d)),
+        ((n, inner_dim), (inner_dim, D)),
+        ((n, D), (D, F)),
+        ((n, F), (F, D)),
+    ]
 
 
 def adjoint_products(forward: list[tuple[Shape, Shape]]) -> list[tuple[Shape, Shape]]:
@@ -89,16 +112,21 @@ def flops(shapes: list[tuple[Shape, Shape]]) -> int:
     return sum(2 * int(np.prod(a)) * b[-1] for a, b in shapes)
 
 
-def measure(dtype: str, repetitions: int, config: ViTConfig = vit_base_patch16_config) -> Timing:
+def measure(dtype: str, repetitions: int, config: Config = vit_base_patch16_config) -> Timing:
     """Time one precision at 3 x 224 x 224, in this process, which should be fresh."""
     rng = np.random.default_rng(0)
-    size = {"in_channels": 3, "height": 224, "width": 224}
-    model = ViTSpec.init(config, **size, rng=rng, dtype=dtype)
+    model: ViTSpec | VisionTransformer
+    if isinstance(config, VisionTransformerConfig):
+        model = VisionTransformer.init(config, rng=rng, dtype=dtype)
+        forward_shapes, n = practical_products(config), config.token_count
+    else:
+        size = {"in_channels": 3, "height": 224, "width": 224}
+        model = ViTSpec.init(config, **size, rng=rng, dtype=dtype)
+        forward_shapes, n = products(config, 3, 224, 224), patch_count(config, 224, 224)
     image = rng.standard_normal((3, 224, 224)).astype(dtype)
     d_logits = rng.standard_normal(config.num_classes).astype(dtype)
     model.backward(image, d_logits)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    forward_shapes = products(config, 3, 224, 224)
     backward_shapes = adjoint_products(forward_shapes)
     measured = _interleaved(
         {
@@ -106,7 +134,7 @@ def measure(dtype: str, repetitions: int, config: ViTConfig = vit_base_patch16_c
             "forward ceiling": _runner(forward_shapes, dtype),
             "backward": lambda: model.backward(image, d_logits),
             "backward ceiling": _runner(backward_shapes, dtype),
-            **_parts(config, patch_count(config, 224, 224), dtype),
+            **_parts(config, n, dtype),
         },
         repetitions,
     )
@@ -121,10 +149,10 @@ def measure(dtype: str, repetitions: int, config: ViTConfig = vit_base_patch16_c
     return Timing(dtype, passes, parts, peak * (1 if sys.platform == "darwin" else 1024))
 
 
-def measure_in_fresh_process(dtype: str, repetitions: int) -> Timing:
+def measure_in_fresh_process(dtype: str, repetitions: int, family: str = "vit") -> Timing:
     """`measure` in a process of its own, so that its peak memory is that of one precision."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, dtype, repetitions).result()
+        return pool.submit(measure, dtype, repetitions, FAMILIES[family]).result()
 
 
 def _interleaved(
@@ -155,13 +183,15 @@ def _runner(shapes: list[tuple[Shape, Shape]], dtype: str) -> Callable[[], None]
     return run
 
 
-def _parts(config: ViTConfig, T: int, dtype: str) -> dict[str, Callable[[], None]]:
+def _parts(config: Config, n: int, dtype: str) -> dict[str, Callable[[], None]]:
     """What else the forward does, at its shapes and as often."""
     rng = np.random.default_rng(0)
-    scores = rng.standard_normal((config.head_count, T, T)).astype(dtype)
-    tokens = rng.standard_normal((T, config.embed_dim)).astype(dtype)
-    hidden = rng.standard_normal((T, config.hidden_dim)).astype(dtype)
+    scores = rng.standard_normal((config.head_count, n, n)).astype(dtype)
+    tokens = rng.standard_normal((n, config.embed_dim)).astype(dtype)
+    hidden = rng.standard_normal((n, config.hidden_dim)).astype(dtype)
     gamma, beta = tokens[0], tokens[1]
+    practical = isinstance(config, VisionTransformerConfig)
+    name, activation = _activation(config)
 
     def repeat(times: int, f: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
@@ -173,6 +203,12 @@ def _parts(config: ViTConfig, T: int, dtype: str) -> dict[str, Callable[[], None
     L = config.num_layers
     return {
         "softmax": repeat(L, lambda: softmax(scores)),
-        "layer normalisation": repeat(2 * L, lambda: layer_norm(tokens, gamma, beta)),
-        "ReLU": repeat(L, lambda: relu(hidden)),
+        "layer normalisation": repeat(2 * L + practical, lambda: layer_norm(tokens, gamma, beta)),
+        name: repeat(L, lambda: activation(hidden)),
     }
+
+
+def _activation(config: Config) -> tuple[str, Callable[[Array], Array]]:
+    if isinstance(config, VisionTransformerConfig):
+        return config.activation, ACTIVATIONS[config.activation].function
+    return "ReLU", relu

@@ -122,18 +122,22 @@ def planted_implementation(mistakes: str) -> Any:
 
     A mistake in the forward has the derivatives that automatic differentiation would give it.
     """
-    from vitspec.testing.catalogue import deviation
+    from vitspec.testing.catalogue import deviation, deviations_of
     from vitspec.testing.reference import SpecImplementation
 
     try:
         named = [deviation(name.strip()) for name in mistakes.split(",")]
     except KeyError as error:
         raise AdapterError(str(error.args[0])) from error
-    common = [spec for spec in KINDS if all(spec in d.specs for d in named)]
-    if not common:
-        raise AdapterError(f"no model shows {mistakes}: it uses no mask, and one pooling at a time")
-    forms = [d.differentiated() or d for d in named]
-    return SpecImplementation(common[0], mistakes=forms, name=f"{PLANTED}{mistakes}")
+    for spec in KINDS:
+        shown = {d.name: d for d in deviations_of(spec)}
+        if all(d.name in shown for d in named):
+            forms = [shown[d.name].differentiated() or d for d in named]
+            return SpecImplementation(spec, mistakes=forms, name=f"{PLANTED}{mistakes}")
+    raise AdapterError(
+        f"no model shows {mistakes}: the check has no mask and no interpolated positions, and a"
+        " model has one pooling"
+    )
 
 
 def _from_file(target: str) -> Any:

@@ -91,6 +91,10 @@ class ModelKind(ABC):
         """Rows and columns of patches."""
 
     @abstractmethod
+    def patches_can_move(self, config: Any) -> bool:
+        """Whether each pixel is of one patch at most, at whatever place in the image."""
+
+    @abstractmethod
     def cls_rows(self, config: Any) -> int:
         """How many rows of the sequence are no patch's."""
 
@@ -142,6 +146,10 @@ class LeanKind(ModelKind):
     def grid(self, config: ViTConfig, height: int, width: int) -> tuple[int, int]:
         """By stride and padding."""
         return patch_grid(config, height, width)
+
+    def patches_can_move(self, config: ViTConfig) -> bool:
+        """Without padding and overlap."""
+        return config.patch_h == config.patch_w == config.stride and config.padding == 0
 
     def cls_rows(self, config: ViTConfig) -> int:
         """One or none, by the model."""
@@ -197,6 +205,10 @@ class PracticalKind(ModelKind):
     def grid(self, config: VisionTransformerConfig, height: int, width: int) -> tuple[int, int]:
         """Whole patches."""
         return config.grid_of(height, width)
+
+    def patches_can_move(self, config: VisionTransformerConfig) -> bool:
+        """They never overlap."""
+        return True
 
     def cls_rows(self, config: VisionTransformerConfig) -> int:
         """One or none, by the configuration."""

@@ -53,7 +53,8 @@ def law_case(rng: np.random.Generator, spec: str) -> AnyCase:
 
 def laws(point: Point, rng: np.random.Generator) -> Iterator[Law]:
     """The permutations that leave the function alone, drawn at random, at one point."""
-    yield _permute_patches(point, rng)
+    if KINDS[point.spec].patches_can_move(point.config):
+        yield _permute_patches(point, rng)
     c = point.config
     heads = rng.permutation(c.head_count)
     columns = heads[:, None] * c.head_dim + np.arange(c.head_dim)[None, :]
@@ -109,11 +110,14 @@ def _permute_patches(point: Point, rng: np.random.Generator) -> Law:
     positions = np.concatenate([np.arange(first), first + order])
 
     def moved_images(images: Array, order: Array) -> Array:
+        covered = np.s_[:, :, : rows * config.patch_h, : columns * config.patch_w]
         shape = (len(images), C, rows, config.patch_h, columns, config.patch_w)
-        patches = images.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
+        patches = images[covered].reshape(shape).transpose(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(len(images), rows * columns, *patches.shape[3:])[:, order]
         grid = patches.reshape(len(images), rows, columns, C, config.patch_h, config.patch_w)
-        return grid.transpose(0, 3, 1, 4, 2, 5).reshape(images.shape)
+        moved = images.copy()
+        moved[covered] = grid.transpose(0, 3, 1, 4, 2, 5).reshape(images[covered].shape)
+        return moved
 
     def restore(found: Flat) -> Flat:
         back = {"logits": found["logits"]} | {n: found[n] for n in found.keys() & point.params}

@@ -64,6 +64,8 @@ class VisionTransformerCase(Drawn):
 
 def changed(flat: dict[str, Array], values: str) -> dict[str, Array]:
     """Fresh parameters, as those of a kind."""
+    if values not in VALUES:
+        raise ValueError(f"values: expected one of {', '.join(VALUES)}, got {values!r}")
     factors = {"tiny": (_ONTO_THE_STREAM, _TINY), "large": (_INTO_THE_ENDS, _LARGE)}
     ending, factor = factors.get(values, ((), 1.0))
     flat = {name: leaf * factor if name.endswith(ending) else leaf for name, leaf in flat.items()}

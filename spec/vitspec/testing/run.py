@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from typing import Any, Literal
 
 from vitspec.testing import checks, implementations
+from vitspec.testing.cases import MODELS
 from vitspec.testing.implementations import AdapterError
 from vitspec.testing.kinds import KINDS, Config
 from vitspec.testing.precision import PRECISIONS, Precision
@@ -223,6 +224,9 @@ def _check_vectors(
 ) -> Iterator[Result]:
     from vitspec.testing.vectors import check_vectors
 
+    if implementation.spec not in MODELS and settings.vector is None:
+        reason = f"there are no test vectors of {implementation.spec}"
+        yield Result("vector.forward", "vectors", "skipped", reason=reason)
     for result in check_vectors(implementation, precision, settings.vector):
         if settings.wants(result.check):
             yield result

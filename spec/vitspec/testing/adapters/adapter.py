@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from vitspec.config import ViTConfig
-from vitspec.testing.adapters.maps import SAME_NAMES
+from vitspec.testing.adapters.maps import PRACTICAL_NAMES, SAME_NAMES
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
 from vitspec.testing.cases import MODELS
+from vitspec.testing.kinds import KINDS
 from vitspec.testing.precision import PRECISIONS
 from vitspec.typing import Array
 
-Supports = Callable[[ViTConfig], str | None]
+Supports = Callable[[Any], str | None]
 Result = dict[str, Any]
 
 KEPT = 16
@@ -25,7 +25,7 @@ class Adapter:
 
     Attributes:
         name, version: what reports call it.
-        spec: the function that it claims to be, "vit" or "vit-cls".
+        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
         dtype: the precisions that it computes in, the default first.
         name_map: their names for the parameters; None if they use ours.
     """
@@ -44,27 +44,29 @@ class Adapter:
         self.name_map = name_map
         self.dtype = dtype
         check_dtypes(dtype)
-        if spec not in MODELS:  # a name map leads to the specification's names
-            raise ValueError(f"spec: expected one of {', '.join(MODELS)}, got {spec!r}")
+        if spec not in KINDS:  # a name map leads to the specification's names
+            raise ValueError(f"spec: expected one of {', '.join(KINDS)}, got {spec!r}")
         self._supports = supports
         self._built = lru_cache(KEPT)(self._build)
 
-    def supports(self, config: ViTConfig) -> str | None:
+    def supports(self, config: Any) -> str | None:
         """None, or why it does not compute models of this configuration."""
         return self._supports(config) if self._supports else None
 
-    def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Result:
+    def forward(self, config: Any, params: Mapping[str, Array], images: Array) -> Result:
         """The logits (B, K) of images (B, C, H, W), by the name `logits`, and any taps."""
         raise NotImplementedError
 
     def vjp(
-        self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
+        self, config: Any, params: Mapping[str, Array], images: Array, cotangent: Array
     ) -> tuple[dict[str, Array], Array]:
         """The cotangents of the parameters, summed over the batch, and of the images."""
         raise NotImplementedError
 
-    def bound_map(self, config: ViTConfig, image_shape: tuple[int, int, int]) -> BoundMap:
+    def bound_map(self, config: Any, image_shape: tuple[int, int, int]) -> BoundMap:
         """The name map for a configuration and images (C, H, W)."""
+        if self.spec not in MODELS:
+            return (self.name_map or PRACTICAL_NAMES).bind_practical(config)
         return (self.name_map or SAME_NAMES).bind(config, *image_shape, cls=self.spec == "vit-cls")
 
     def precision(self, images: Array) -> str:
@@ -75,7 +77,7 @@ class Adapter:
             raise TypeError(f"{self.name} computes in {', '.join(dtypes)}, not in {images.dtype}")
         return fitting[0]
 
-    def _build(self, config: ViTConfig, image_shape: tuple[int, int, int], precision: str) -> Any:
+    def _build(self, config: Any, image_shape: tuple[int, int, int], precision: str) -> Any:
         """What is kept for a configuration."""
         raise NotImplementedError
 

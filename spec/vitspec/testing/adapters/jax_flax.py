@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.config import ViTConfig
 from vitspec.testing.adapters.adapter import Adapter, Result, Supports, split_output
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
@@ -36,14 +35,14 @@ PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32"}
 
 
 def from_jax(
-    function: Callable[[ViTConfig, Any, Any], Any],
+    function: Callable[[Any, Any, Any], Any],
     name_map: NameMap | None = None,
     *,
     name: str,
     version: str,
     spec: str,
     dtype: str | tuple[str, ...] = ("float32", "float64"),
-    tree: Callable[[ViTConfig, int, int, int], Any] | None = None,
+    tree: Callable[[Any, int, int, int], Any] | None = None,
     jit: bool = True,
     quick: bool = True,
     channels_last: bool = False,
@@ -57,7 +56,7 @@ def from_jax(
         name_map: the names of the parameters; None if they are the specification's.
         name: what reports call it.
         version: likewise.
-        spec: the function that it claims to be, "vit" or "vit-cls".
+        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
         dtype: the precision; or float32 and float64, the default first. Parameters and images
             are converted to it.
         tree: called with (config, in_channels, height, width); returns a pytree like the one that
@@ -71,7 +70,7 @@ def from_jax(
         supports: called with a config; None, or why the function does not compute such models.
     """
 
-    def model(config: ViTConfig, *size: int) -> _Model:
+    def model(config: Any, *size: int) -> _Model:
         if tree is None:
             return _Model(None, lambda params, images: function(config, params, images))
         jax = framework("jax")
@@ -99,7 +98,7 @@ def from_jax(
 
 
 def from_nnx(
-    build: Callable[[ViTConfig, int, int, int], Any],
+    build: Callable[[Any, int, int, int], Any],
     name_map: NameMap | None = None,
     *,
     name: str,
@@ -121,7 +120,7 @@ def from_nnx(
         name_map: the names of the parameters; None if they are the specification's.
         name: what reports call it.
         version: likewise.
-        spec: the function that it claims to be, "vit" or "vit-cls".
+        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
         dtype: as in `from_jax`. What the module's own `dtype` says still holds: leave it None.
         training: whether in training mode. Dropout must then have the rate 0.
         jit: whether to compile the module.
@@ -130,7 +129,7 @@ def from_nnx(
         supports: called with a config; None, or why the module does not compute such models.
     """
 
-    def model(config: ViTConfig, *size: int) -> _Model:
+    def model(config: Any, *size: int) -> _Model:
         nnx = framework("flax.nnx")
         module = build(config, *size)
         if training:
@@ -185,7 +184,7 @@ class JaxAdapter(Adapter):
         self.jit, self.quick, self.channels_last = jit, quick, channels_last
         self._model = model
 
-    def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Result:
+    def forward(self, config: Any, params: Mapping[str, Array], images: Array) -> Result:
         """The logits, and any taps."""
         with self._loaded(config, params, images) as (_, programs, theirs):
             # Not the one that `jax.vjp` computes: rules of `jax.custom_vjp` may give another.
@@ -193,7 +192,7 @@ class JaxAdapter(Adapter):
             return {name: _array(value) for name, value in ({"logits": logits} | taps).items()}
 
     def vjp(
-        self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
+        self, config: Any, params: Mapping[str, Array], images: Array, cotangent: Array
     ) -> tuple[dict[str, Array], Array]:
         """The cotangents by `jax.vjp`."""
         with self._loaded(config, params, images) as (bound, programs, theirs):
@@ -203,7 +202,7 @@ class JaxAdapter(Adapter):
 
     @contextmanager
     def _loaded(
-        self, config: ViTConfig, params: Mapping[str, Array], images: Array
+        self, config: Any, params: Mapping[str, Array], images: Array
     ) -> Iterator[tuple[BoundMap, dict[str, Any], dict[str, Array]]]:
         """The name map, the programs and their parameters, in JAX's settings for the precision."""
         jax, precision = framework("jax"), self.precision(images)
@@ -214,7 +213,7 @@ class JaxAdapter(Adapter):
             yield bound, programs[quick], bound.to_theirs(params)
 
     def _build(
-        self, config: ViTConfig, image_shape: tuple[int, int, int], precision: str
+        self, config: Any, image_shape: tuple[int, int, int], precision: str
     ) -> tuple[BoundMap, dict[bool, dict[str, Any]]]:
         jax = framework("jax")
         model = self._model(config, *image_shape)  # first: it may refuse the configuration

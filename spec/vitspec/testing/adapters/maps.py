@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitspec.testing.adapters.name_maps import Constant, NameMap, Rule
+from vitspec.testing.adapters.name_maps import EVERYTHING, Constant, NameMap, Rule, every_name
 
 LAYER = "encoder.layers.{i}."
 ALL_LAYERS = "encoder.layers.*."
@@ -21,6 +21,12 @@ SAME_NAMES = NameMap(
     tuple(Rule(name, name) for name in (*OUTSIDE, *(LAYER + name for name in OF_A_LAYER))),
 )
 """For functions that take the parameters as the specification names them."""
+
+PRACTICAL_NAMES = NameMap(
+    "the specification's own names (practical family)",
+    tuple(Rule(name, name) for name in every_name(EVERYTHING)),
+)
+"""The same for `spec = "vision-transformer"`."""
 
 VITFAST = NameMap(
     "vitfast",

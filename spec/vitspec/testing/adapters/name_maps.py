@@ -42,7 +42,9 @@ from vitspec.config import ViTConfig
 from vitspec.errors import InvalidParameters
 from vitspec.geometry import patch_count
 from vitspec.models.parameters import parameter_shapes
+from vitspec.models.vision_transformer_parameters import parameter_shapes as practical_shapes
 from vitspec.typing import Array
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 Flat = dict[str, Array]
 Shape = tuple[int, ...]
@@ -150,14 +152,47 @@ class NameMap:
         sizes = axis_sizes(config, *size, cls=cls)
         # Also without layers, a stack of all layers has the width of one.
         one = parameter_shapes(config, *size, cls=cls, num_layers=max(config.num_layers, 1))
+        absent = frozenset() if cls else frozenset({"cls_token"})
+        return self._bound(config.num_layers, shapes, one, sizes, absent)
+
+    def bind_practical(self, config: VisionTransformerConfig) -> BoundMap:
+        """The map for one model of the practical family.
+
+        Rules for what the configuration leaves out, such as a bias, are passed over.
+
+        Raises:
+            InvalidParameters: as `bind`.
+        """
+        shapes = practical_shapes(config)
+        one = practical_shapes(replace(config, num_layers=max(config.num_layers, 1)))
+        absent = frozenset(every_name(EVERYTHING)) - {_any_layer(name) for name in one}
+        return self._bound(config.num_layers, shapes, one, practical_sizes(config), absent)
+
+    def _bound(
+        self,
+        num_layers: int,
+        shapes: dict[str, Shape],
+        one: dict[str, Shape],
+        sizes: dict[str, int],
+        absent: frozenset[str],
+    ) -> BoundMap:
+        """The map for parameters of these shapes.
+
+        Args:
+            num_layers: of the model.
+            shapes: of its parameters.
+            one: of those of a model that has a layer at least.
+            sizes: of the axes.
+            absent: what other models have and this one lacks, with `{i}` for any layer.
+        """
         moves: list[Move] = []
         constants: dict[str, tuple[Shape, float]] = {}
         problems: list[str] = []
         entries: tuple[Rule | Constant, ...] = (*self.rules, *self.constants)
         for rule in entries:
-            if not cls and isinstance(rule, Rule) and "cls_token" in rule.names:
+            if isinstance(rule, Rule) and not absent.isdisjoint(rule.of_layer_i):
                 continue
-            for i in range(config.num_layers if "{i}" in rule.theirs else 1):
+            for i in range(num_layers if "{i}" in rule.theirs else 1):
                 theirs = rule.theirs.replace("{i}", str(i))
                 try:
                     if isinstance(rule, Rule):
@@ -209,6 +244,38 @@ def axis_sizes(
         "n": patch_count(config, height, width) + cls,
         "L": config.num_layers,
     }
+
+
+def practical_sizes(config: VisionTransformerConfig) -> dict[str, int]:
+    """The same letters, for the practical family; "P" is the width of what is classified."""
+    return {
+        "D": config.embed_dim,
+        "F": config.hidden_dim,
+        "K": config.num_classes,
+        "H": config.head_count,
+        "d": config.head_dim,
+        "C": config.in_channels,
+        "ph": config.patch_h,
+        "pw": config.patch_w,
+        "n": config.token_count,
+        "L": config.num_layers,
+        "P": config.pooled_dim,
+    }
+
+
+EVERYTHING = VisionTransformerConfig(
+    num_layers=1, layer_scale=True, mask_token=True, pooler_dim=1, decoder_stride=1
+)
+"""A model that has every parameter there is."""
+
+
+def every_name(config: VisionTransformerConfig) -> list[str]:
+    """The names of the parameters, with `{i}` for any layer."""
+    return list(dict.fromkeys(map(_any_layer, practical_shapes(config))))
+
+
+def _any_layer(name: str) -> str:
+    return re.sub(r"^encoder\.layers\.\d+\.", "encoder.layers.{i}.", name)
 
 
 # ---- a map for one model -------------------------------------------------------------------------

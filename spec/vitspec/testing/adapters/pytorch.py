@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from vitspec.config import ViTConfig
 from vitspec.testing.adapters.adapter import Adapter, Result, Supports, split_output
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
@@ -21,7 +20,7 @@ from vitspec.typing import Array
 
 
 def from_torch(
-    build: Callable[[ViTConfig, int, int, int], Any],
+    build: Callable[[Any, int, int, int], Any],
     name_map: NameMap | None = None,
     *,
     name: str,
@@ -42,7 +41,7 @@ def from_torch(
         name_map: the names of `module.named_parameters()`; None if they are the specification's.
         name: what reports call it.
         version: likewise.
-        spec: the function that it claims to be, "vit" or "vit-cls".
+        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
         dtype: the precision; or float32 and float64, the default first. Parameters and images
             are converted to it. tf32 is float32 with `allow_tf32`, on a GPU only.
         device: where it runs.
@@ -64,7 +63,7 @@ def from_torch(
 
 
 def from_torch_function(
-    function: Callable[[ViTConfig, dict[str, Any], Any], Any],
+    function: Callable[[Any, dict[str, Any], Any], Any],
     name_map: NameMap | None = None,
     *,
     name: str,
@@ -80,7 +79,7 @@ def from_torch_function(
     `from_torch`.
     """
 
-    def model(config: ViTConfig, *_: int) -> _Model:
+    def model(config: Any, *_: int) -> _Model:
         return _Model(None, lambda params, images: function(config, params, images))
 
     return TorchAdapter(
@@ -113,7 +112,7 @@ class TorchAdapter(Adapter):
         if "tf32" in self.dtype and not self.on_gpu:
             raise ValueError(f"dtype: tf32 is computed on GPUs only, and the device is {device!r}")
 
-    def forward(self, config: ViTConfig, params: Mapping[str, Array], images: Array) -> Result:
+    def forward(self, config: Any, params: Mapping[str, Array], images: Array) -> Result:
         """The logits, and any taps, without gradients."""
         torch = framework("torch")
         with self._loaded(config, params, images) as (model, _, leaves), torch.no_grad():
@@ -121,7 +120,7 @@ class TorchAdapter(Adapter):
             return {"logits": _array(logits)} | {n: _array(value) for n, value in taps.items()}
 
     def vjp(
-        self, config: ViTConfig, params: Mapping[str, Array], images: Array, cotangent: Array
+        self, config: Any, params: Mapping[str, Array], images: Array, cotangent: Array
     ) -> tuple[dict[str, Array], Array]:
         """The cotangents by autograd; zero where nothing depends on a parameter."""
         torch = framework("torch")
@@ -140,7 +139,7 @@ class TorchAdapter(Adapter):
             return bound.to_our_gradients(dict(zip(leaves, grads[1:], strict=True))), grads[0]
 
     def _build(
-        self, config: ViTConfig, image_shape: tuple[int, int, int], precision: str
+        self, config: Any, image_shape: tuple[int, int, int], precision: str
     ) -> tuple[_Model, BoundMap]:
         torch = framework("torch")
         model = self._model(config, *image_shape)  # first: it may refuse the configuration
@@ -152,7 +151,7 @@ class TorchAdapter(Adapter):
 
     @contextmanager
     def _loaded(
-        self, config: ViTConfig, params: Mapping[str, Array], images: Array
+        self, config: Any, params: Mapping[str, Array], images: Array
     ) -> Iterator[tuple[_Model, BoundMap, dict[str, Any]]]:
         """The model, its name map, and its parameters, which have the given values."""
         torch, precision = framework("torch"), self.precision(images)
@@ -175,9 +174,7 @@ class TorchAdapter(Adapter):
         return torch.tensor(array, dtype=dtype, device=self.device)
 
 
-def _module_model(
-    module: Any, training: bool, config: ViTConfig, taps: Mapping[str, str]
-) -> _Model:
+def _module_model(module: Any, training: bool, config: Any, taps: Mapping[str, str]) -> _Model:
     module.train(training)
     found: dict[str, Any] = {}
     for ours, theirs in taps.items():

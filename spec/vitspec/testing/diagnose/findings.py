@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitspec.testing.cases import MODELS
 from vitspec.testing.checks import CASE_RUNS
 from vitspec.testing.diagnose.diagnosis import Departure
 from vitspec.testing.diagnose.patterns import LAYER, patterns
@@ -23,6 +24,14 @@ _BACKWARD = (
     "pos_enc.pos", "cls_token", "patch_embed.bias", "patch_embed.kernel", "image",
 )  # fmt: skip
 """Gradients in the order in which backward gets to them; the layers' come last layer first."""
+
+_BACKWARD_PRACTICAL = (
+    "head.bias", "head.weights", "final_norm_beta", "final_norm_gamma", "layer_scale2", "ffn.b2",
+    "ffn.w2", "ffn.b1", "ffn.w1", "norm2_beta", "norm2_gamma", "layer_scale1", "mha.bo", "mha.wo",
+    "mha.bv", "mha.wv", "mha.bk", "mha.wk", "mha.bq", "mha.wq", "norm1_beta", "norm1_gamma",
+    "pos_enc.pos", "cls_token", "patch_embed.bias", "patch_embed.kernel", "image",
+)  # fmt: skip
+"""The same in the practical family, whose norms come before their branches."""
 
 
 def departures(samples: Sequence[Sample]) -> list[Departure]:
@@ -47,10 +56,12 @@ def _order(name: str, samples: Sequence[Sample]) -> tuple[int, int, int]:
         return 0, _layer_order(name), places[0]
     if name == "logits":
         return 1, 0, 0
+    practical = samples[0].case.spec not in MODELS
     kind = LAYER.sub("", name)
-    if name == kind:
-        return (2, -1, 0) if kind.startswith("head.") else (4, 0, _BACKWARD.index(kind))
-    return 3, -_layer_order(name), _BACKWARD.index(kind)
+    place = (_BACKWARD_PRACTICAL if practical else _BACKWARD).index(kind)
+    if kind.startswith(("head.", "final_norm")):
+        return 2, 0 if kind.startswith("head.") else place, 0
+    return (4, 0, place) if name == kind else (3, -_layer_order(name), place)
 
 
 def _layer_order(tap: str) -> int:

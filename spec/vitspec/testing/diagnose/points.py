@@ -62,13 +62,14 @@ PRACTICAL_CASES = (
     VisionTransformerCase(
         VisionTransformerConfig(image_h=6, image_w=5, in_channels=3, patch_h=2, patch_w=2,
                                 embed_dim=8, hidden_dim=9, head_count=2, num_layers=1,
-                                num_classes=3, layer_norm_eps=1e-6, pool="cls_mean"),
+                                num_classes=3, layer_norm_eps=1e-6, pool="cls_mean",
+                                activation="relu"),
         seed=0, values="tiny",
     ),
     VisionTransformerCase(
         VisionTransformerConfig(image_h=6, image_w=7, in_channels=2, patch_h=3, patch_w=2,
                                 embed_dim=8, hidden_dim=5, head_count=4, num_layers=3,
-                                num_classes=5, pool="mean"),
+                                num_classes=5, pool="mean", activation="gelu_tanh"),
         seed=0, values="tiny", batch=3,
     ),
     VisionTransformerCase(

@@ -1,0 +1,657 @@
+"""The kit on the practical family: what conforms passes, and every named mistake is seen."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import jaxtyping
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from vitspec import Conditions, ViTConfig, scalars
+from vitspec.cli import app
+from vitspec.layers.gelu import ACTIVATIONS
+from vitspec.models import heads
+from vitspec.models.block import Setting, block_trace
+from vitspec.models.vision_transformer import VisionTransformer
+from vitspec.presets import PRESETS
+from vitspec.testing import AdapterError, check, checks
+from vitspec.testing.catalogue import (
+    EVERY,
+    Patch,
+    catalogue_markdown,
+    deviation,
+    deviations_of,
+    planted,
+)
+from vitspec.testing.catalogue import (
+    KINDS as KINDS_OF_MISTAKES,
+)
+from vitspec.testing.catalogue.entries import _SHARED, PRACTICAL_GROUPS
+from vitspec.testing.catalogue.practical_gradients import CONDITIONAL
+from vitspec.testing.diagnose import diagnose
+from vitspec.testing.implementations import interface_problems, planted_implementation
+from vitspec.testing.kinds import KINDS, SMOKE_IMAGE
+from vitspec.testing.laws import law_case, laws
+from vitspec.testing.practical_cases import (
+    NAME,
+    VALUES,
+    VisionTransformerCase,
+    away_from_kinks,
+    random_case,
+)
+from vitspec.testing.practical_config import is_practical, parse_practical_config
+from vitspec.testing.practical_strategies import (
+    vision_transformer_configs,
+    vision_transformer_points,
+)
+from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, RoundingArithmetic, rounded
+from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
+from vitspec.testing.run import LAW_CHECKS, PERMUTATIONS
+from vitspec.testing.variants import VARIANTS, Variant
+from vitspec.vision_transformer_config import VisionTransformerConfig
+
+KIND = KINDS[NAME]
+FLOAT32 = PRECISIONS["float32"]
+CONFIG = VisionTransformerConfig(
+    image_h=7, image_w=8, in_channels=2, patch_h=2, patch_w=3, embed_dim=6, hidden_dim=5,
+    head_count=2, num_layers=2, num_classes=4, layer_scale=True,
+)  # fmt: skip
+SMALL = VisionTransformerConfig(
+    patch_h=32, patch_w=32, embed_dim=16, hidden_dim=24, head_count=4, num_layers=2, num_classes=5
+)
+CASE = VisionTransformerCase(CONFIG, seed=5, batch=2)
+
+
+@pytest.fixture
+def unchecked():
+    """No shapes are checked: three quarters of the time of many small evaluations."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def spec(*mistakes, dtype=("float32", "float64")):
+    return SpecImplementation(NAME, dtype, mistakes)
+
+
+# ---- the specification conforms to itself --------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_specification_conforms_to_itself_in_every_precision(dtype):
+    report = check(spec(dtype=dtype), cases=4, laws=1)
+    assert report.verdict == "conforms, as tested", [r for r in report.results if r.failures]
+    names = {r.check for r in report.results}
+    assert names >= {"forward", "vjp", *LAW_CHECKS, *PERMUTATIONS, "ill-formed.cls_needed"}
+    assert report.spec == NAME
+
+
+def test_every_gradient_is_graded():
+    result = checks.check_vjp(checks.case_trial(spec(), FLOAT32, CASE))
+    assert {g.tensor for g in result.grades} == set(CASE.model().to_flat()) | {"image"}
+
+
+def test_the_taps_are_every_intermediate_value():
+    taps = trace_taps(CASE.model().trace(CASE.image()))
+    layer = ["normed1", "mha.q", "mha.k", "mha.v", "mha.weights", "mha.concat", "mha.output"]
+    layer += ["residual", "normed2", "ffn.hidden", "ffn.activated", "ffn.output", "output"]
+    expected = ["embedded", *(f"encoder.layers.{i}.{name}" for i in range(2) for name in layer)]
+    assert list(taps) == [*expected, "last_hidden_state", "pooled"]
+
+
+def test_the_photograph_check_at_small_size():
+    one = checks.photograph_trial(spec(), FLOAT32, 0, SMALL)
+    assert checks.check_vjp(one).status == checks.check_forward(one).status == "passed"
+    wrong = checks.photograph_trial(spec(deviation("gelu-tanh")), FLOAT32, 0, SMALL)
+    assert checks.check_forward(wrong).status == "failed"
+
+
+def test_full_size_is_vit_base_16():
+    assert KIND.full_size == PRESETS["hf-vit-base"]
+    shapes = KIND.any_shapes(KIND.full_size)
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 86_567_656
+
+
+# ---- the cases -----------------------------------------------------------------------------------
+
+
+def test_the_cases_of_a_check_have_every_option():
+    cases = [random_case(np.random.default_rng([0, i])) for i in range(60)]
+    configs = [case.config for case in cases]
+    assert {c.activation for c in configs} == set(ACTIVATIONS)
+    assert {(c.pool, c.cls_token) for c in configs} == {
+        ("cls", True), ("mean", True), ("mean", False), ("cls_mean", True)
+    }  # fmt: skip
+    assert {c.layer_norm_eps for c in configs} == {1e-12, 1e-6, 1e-5}
+    assert {case.values for case in cases} == set(VALUES)
+    for name in ("qkv_bias", "output_bias", "layer_scale"):
+        assert {getattr(c, name) for c in configs} == {True, False}
+    assert any(c.image_h % c.patch_h for c in configs)
+    assert any(c.image_w % c.patch_w == 0 for c in configs)
+    assert any(c.patch_h != c.patch_w for c in configs)
+    assert {c.head_count for c in configs} == {1, 2, 3, 4}
+    assert not [c for c in configs if c.violations()]
+    assert {case.batch for case in cases} == {1, 2, 3}
+
+
+def test_a_case_prints_so_that_it_can_be_made_again():
+    namespace = {"VisionTransformerCase": VisionTransformerCase}
+    namespace["VisionTransformerConfig"] = VisionTransformerConfig
+    from vitspec.vision_transformer_config import DropoutRates
+
+    again = eval(repr(CASE), namespace | {"DropoutRates": DropoutRates})
+    assert again == CASE
+    assert np.array_equal(again.images(), CASE.images())
+    assert CASE.images().shape == (2, 2, 7, 8)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_values_change_what_they_say(values):
+    def stream(case):
+        return case.model().trace(case.image()).hidden_states[-1]
+
+    normal, other = stream(CASE), stream(replace(CASE, values=values))
+    ratio = other.std() / normal.std()
+    if values == "tiny":
+        assert 0.05 < ratio < 0.3
+    if values == "offset":
+        assert 2 < other.mean() - normal.mean() < 4
+    if values == "large":
+        rows = [
+            c.model().trace(c.image()).attentions[0] for c in (CASE, replace(CASE, values=values))
+        ]
+        assert rows[1].max(axis=-1).mean() > rows[0].max(axis=-1).mean() + 0.1
+    with pytest.raises(ValueError, match="normal, tiny"):
+        replace(CASE, values="huge").model()
+
+
+def test_only_relu_has_kinks():
+    config = replace(CONFIG, activation="relu")
+    case = replace(CASE, config=config)
+    moved = away_from_kinks(case.model(), case.images(), margin=0.1)
+    for image in case.images():
+        for layer in moved.trace(image).layers:
+            assert np.abs(layer.ffn.hidden).min() >= 0.1 * 0.999
+    assert away_from_kinks(CASE.model(), CASE.images(), 0.1).to_flat().keys()
+    model = CASE.model()
+    assert away_from_kinks(model, CASE.images(), 0.1) is model
+
+
+# ---- mistakes are seen ---------------------------------------------------------------------------
+
+FORMS = [
+    (f"{d.name}{suffix}", form)
+    for d in deviations_of(NAME)
+    if d.visible_in_model
+    for suffix, form in (("", d), (", differentiated", d.differentiated()))
+    if form is not None and (not suffix or form.patches != d.patches)
+]
+STEP = 1e-100j
+OWN = [d for d in EVERY if d.specs == (NAME,)]
+CASES_UNTIL_SEEN = 12
+"""Of the hundred that `vitspec check` runs: these are its first."""
+
+
+@cache
+def trial_of_default(dtype, index):
+    return checks.random_trial(spec(), PRECISIONS[dtype], 0, index, None)
+
+
+def verdicts(one, implementation):
+    """Passed, failed; or "failed" alone where the mistake made shapes that do not fit."""
+    one.implementation = implementation
+    one.__dict__.pop("found", None)
+    try:
+        return {checks.check_forward(one).status, checks.check_vjp(one).status}
+    except AdapterError:
+        return {"failed"}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "mistake"), FORMS, ids=[name for name, _ in FORMS])
+def test_every_mistake_is_seen_at_default_settings(name, mistake, dtype):
+    for index in range(CASES_UNTIL_SEEN):
+        if "failed" in verdicts(trial_of_default(dtype, index), spec(mistake)):
+            return
+    pytest.fail(f"{name} is not seen in the first {CASES_UNTIL_SEEN} small cases")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("mistake", OWN, ids=lambda d: d.name)
+def test_the_kind_says_what_is_wrong(mistake):
+    """Backward entries leave all logits right; forward ones do not."""
+    moved = set()
+    for index in range(CASES_UNTIL_SEEN):
+        point = trial_of_default("float64", index).point
+        right = evaluate_spec(point)["logits"]
+        with planted(mistake):
+            moved.add(not np.array_equal(evaluate_spec(point)["logits"], right))
+    assert (True in moved) == (mistake.kind != "backward")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "mistake", [d for d in OWN if d.derivatives is not None], ids=lambda d: d.name
+)
+def test_differentiated_mistakes_are_right_derivatives_of_a_wrong_forward(mistake):
+    """Backward and JVP of the mistaken forward are its complex step."""
+    seen = False
+    for index in range(CASES_UNTIL_SEEN):
+        case = random_case(np.random.default_rng([0, index]))
+        if case.config.activation == "relu":
+            continue
+        model, image, tangent, d_image = case.model(), case.image(), case.tangent(), case.d_image()
+        right = model.forward(image).logits
+        with planted(mistake.differentiated()):
+            bent = model.map(lambda a, b: a + STEP * b, tangent)
+            truth = bent.forward(image + STEP * d_image).logits.imag / 1e-100
+            jvp = model.jvp(image, tangent, d_image).logits
+            grads, d_x = model.backward(image, case.d_logits())
+            seen |= not np.array_equal(model.forward(image).logits, right)
+        flat = tangent.to_flat()
+        pairs = [(grads.to_flat()[n], flat[n]) for n in flat] + [(d_x, d_image)]
+        scale = sum(np.abs(g * v).sum() for g, v in pairs)
+        assert np.abs(jvp - truth).max() <= 1e-11 * np.abs(truth).max(), index
+        assert abs(sum((g * v).sum() for g, v in pairs) - case.d_logits() @ truth) <= 1e-12 * scale
+    assert seen
+
+
+def test_every_entry_is_complete():
+    for d in (*OWN, *CONDITIONAL):
+        assert d.kind in KINDS_OF_MISTAKES
+        assert d.description
+        assert not d.description.endswith(".")
+        assert d.effect.endswith(".")
+        assert all(d.seen)
+        assert f"### {d.name}\n" in catalogue_markdown()
+    assert len({d.name for d in EVERY}) == len(EVERY)
+    assert len({d.patches for d in EVERY}) == len(EVERY)
+    assert {d.name for group in PRACTICAL_GROUPS.values() for d in group} == {
+        d.name for d in (*OWN, *CONDITIONAL)
+    }
+
+
+def test_what_is_said_to_be_in_common_is():
+    """Each shared function runs, forward or backward, in some model of either kind."""
+    for function in sorted(_SHARED):
+        bad = Patch(function, "return ", "raise ZeroDivisionError; return ")
+        source_has_one = _planted_or_none(bad)
+        if source_has_one is None:
+            continue
+        hit = False
+        for index in range(8):
+            point = trial_of_default("float64", index).point
+            with planted(source_has_one):
+                try:
+                    evaluate_spec(point)
+                except ZeroDivisionError:
+                    hit = True
+                    break
+        assert hit or function.endswith("_jvp"), function
+
+
+def _planted_or_none(patch):
+    """The patch as something to plant; None if the function has several returns."""
+    one = Variant("spy", "", (patch,))
+    try:
+        with planted(one):
+            return one
+    except LookupError:
+        return None
+
+
+def test_a_mistake_in_a_method_is_gone_afterwards():
+    before = CASE.model().forward(CASE.image()).logits
+    method = VisionTransformer._outputs
+    with planted(deviation("final-norm-missing")):
+        assert VisionTransformer._outputs is not method
+        assert not np.array_equal(CASE.model().forward(CASE.image()).logits, before)
+    assert VisionTransformer._outputs is method
+    assert np.array_equal(CASE.model().forward(CASE.image()).logits, before)
+    with pytest.raises(ZeroDivisionError), planted(deviation("gelu-tanh")):
+        raise ZeroDivisionError
+    assert np.array_equal(CASE.model().forward(CASE.image()).logits, before)
+
+
+# ---- what the check does not see: interpolated positions, the decoder ----------------------------
+
+
+def test_the_check_has_no_interpolation_and_no_decoder():
+    for mistake in CONDITIONAL:
+        assert not mistake.visible_in_model
+        assert verdicts(trial_of_default("float64", 0), spec(mistake)) == {"passed"}
+
+
+@pytest.mark.parametrize("name", [d.name for d in CONDITIONAL if d.name.startswith(("cu", "po"))])
+@pytest.mark.parametrize("size", [(4, 9), (12, 15)], ids=["smaller", "larger"])
+def test_an_interpolation_trap_changes_another_size_and_not_the_models_own(name, size):
+    config = replace(CONFIG, image_h=10, image_w=12)
+    model = VisionTransformer.init(config, rng=np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    own, other = rng.standard_normal((2, 10, 12)), rng.standard_normal((2, *size))
+    free = Conditions(interpolate_positions=True)
+
+    def logits():
+        return model.forward(own).logits, model.forward(other, free).logits
+
+    right = logits()
+    with planted(deviation(name)):
+        wrong = logits()
+    assert np.array_equal(wrong[0], right[0])
+    if name == "positions-antialiased" and size == (12, 15):
+        return  # it differs where positions become fewer, and beyond the border
+    assert np.abs(wrong[1] - right[1]).max() > 1e-3 * np.abs(right[1]).max()
+
+
+def test_the_pixel_shuffle_trap_moves_pixels_and_stays_invertible():
+    y = np.random.default_rng(2).standard_normal((6, 3 * 4))
+    right = heads.pixel_shuffle(y, (2, 3), 2)
+    with planted(deviation("pixel-shuffle-channels-last").differentiated()):
+        wrong = heads.pixel_shuffle(y, (2, 3), 2)
+        assert np.array_equal(heads.pixel_unshuffle(wrong, 2), y)
+    assert np.array_equal(np.sort(wrong.ravel()), np.sort(right.ravel()))
+    assert not np.allclose(wrong, right)
+    one_channel = heads.pixel_shuffle(y[:, :4], (2, 3), 2)
+    with planted(deviation("pixel-shuffle-channels-last")):
+        assert np.array_equal(heads.pixel_shuffle(y[:, :4], (2, 3), 2), one_channel)
+
+
+# ---- correct variants pass -----------------------------------------------------------------------
+
+ATTENTION = "layers.self_attention:self_attention_trace"
+NORMAL = "layers.gelu:normal_distribution"
+OWN_VARIANTS = (
+    Variant(
+        "gelu-by-erf", "the normal distribution as (1 + erf(x / sqrt 2)) / 2, as PyTorch has it",
+        (Patch(NORMAL, "scalars.erfc(x / -np.sqrt(scalar(2, x.dtype))) / 2",
+               "(1 + (1 - scalars.erfc(x / np.sqrt(scalar(2, x.dtype))))) / 2"),),
+    ),
+    Variant(
+        "logistic-by-exp", "the logistic function by one exponential",
+        (Patch("layers.gelu:logistic", "(1 + np.tanh(z / 2)) / 2", "1 / (1 + np.exp(-z))"),),
+    ),
+    Variant(
+        "gelu-factors-in-another-order", "the exact GELU as (x / 2) (2 P)",
+        (Patch("layers.gelu:gelu", "x * normal_distribution(x)",
+               "(x / 2) * (2 * normal_distribution(x))"),),
+    ),
+    Variant(
+        "scale-on-the-weight", "the first layer scale is folded into the output projection",
+        (Patch("models.block:block_trace", "times(times(mha.output, block.layer_scale1)",
+               "times(times(mha.output, None) if block.layer_scale1 is None else"
+               " mha.concat @ (block.mha.wo * block.layer_scale1)"
+               " + (0 if block.mha.bo is None else block.mha.bo * block.layer_scale1)"),),
+    ),
+)  # fmt: skip
+PRACTICAL_VARIANTS = tuple(
+    v for v in (*VARIANTS, *OWN_VARIANTS)
+    if not any("multi_head_attention_" in p.function for p in v.patches)
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("variant", PRACTICAL_VARIANTS, ids=lambda v: v.name)
+def test_correct_variants_pass(variant, dtype):
+    for index in range(8):
+        one = trial_of_default(dtype, index)
+        assert one.prices  # before the variant is planted
+        with planted(variant):
+            assert verdicts(one, spec()) == {"passed"}, index
+
+
+# ---- precision -----------------------------------------------------------------------------------
+
+
+def test_erfc_errs_once_and_by_u_at_least():
+    x = np.linspace(-3, 6, 2000)
+    u = FLOAT32.u
+    noisy = NoisyArithmetic(FLOAT32, np.random.default_rng(0)).array(x)
+    error = np.asarray(scalars.erfc(noisy)) - scalars.erfc(x)
+    size = np.maximum(scalars.erfc(x), 1)
+    assert 0.9 * u < np.abs(error / size).max() <= 1.01 * u
+    assert abs((error / size).mean()) < 0.1 * u
+    bfloat16 = PRECISIONS["bfloat16"]
+    half = np.asarray(scalars.erfc(RoundingArithmetic(bfloat16).array(x)))
+    assert np.array_equal(half, rounded(scalars.erfc(x), bfloat16).astype(float))
+
+
+def test_what_is_concatenated_goes_on_erring():
+    arithmetic = NoisyArithmetic(FLOAT32, np.random.default_rng(0))
+    both = np.concatenate([arithmetic.array(np.ones(500)), np.ones(500)])
+    assert np.array_equal(np.asarray(both), np.ones(1000))
+    assert np.abs(np.asarray(both * 1.0) - 1).max() > FLOAT32.u / 2
+
+
+def test_the_prices_are_of_the_size_of_rounding():
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        one = checks.case_trial(spec(), PRECISIONS[dtype], CASE)
+        for name, truth in one.truth.items():
+            size = np.linalg.norm(truth)
+            if size > 100 * one.prices[name].norm:
+                assert one.prices[name].norm > PRECISIONS[dtype].u / 8 * size, (dtype, name)
+                assert one.prices[name].norm < 500 * PRECISIONS[dtype].u * size, (dtype, name)
+
+
+def test_the_key_bias_is_graded_against_what_cancels():
+    one = checks.case_trial(spec(), FLOAT32, CASE)
+    (result,) = [g for g in checks.check_vjp(one).grades if g.tensor.endswith("0.mha.bk")]
+    assert result.cancelled
+    assert result.conforms
+    swapped = checks.case_trial(spec(deviation("key-bias-gets-query-gradient")), FLOAT32, CASE)
+    failures = {g.tensor for g in checks.check_vjp(swapped).failures}
+    assert failures == {f"encoder.layers.{i}.mha.bk" for i in range(2)}
+
+
+# ---- laws, ill-formed configurations -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "cls_mean"])
+def test_every_law_moves_the_point_and_holds(pool):
+    case = law_case(np.random.default_rng(3), NAME)
+    config = replace(
+        case.config, head_count=2, embed_dim=6, hidden_dim=5, num_classes=4, pool=pool,
+        cls_token=True, layer_scale=True, image_h=3 * case.config.patch_h, activation="gelu",
+    )  # fmt: skip
+    point = Point.of(replace(case, config=config))
+    truth = evaluate_spec(point)
+    moved = set()
+    for law in laws(point, np.random.default_rng(0)):
+        arrays = [(law.point.images, point.images), (law.point.cotangent, point.cotangent)]
+        arrays += [(law.point.params[n], point.params[n]) for n in point.params]
+        if any(not np.array_equal(a, b) for a, b in arrays):
+            moved.add(law.name)
+        found = law.restore(evaluate_spec(law.point))
+        for name in truth.keys() & found.keys():
+            # Not relative to itself: the key bias's gradient is rounding noise.
+            scale = max(np.abs(truth[name]).max(), 1e-3)
+            assert np.abs(found[name] - truth[name]).max() < 1e-11 * scale, (law.name, name)
+    assert moved == set(PERMUTATIONS)
+
+
+def test_each_ill_formed_configuration_breaks_exactly_its_rule():
+    for label, change in KIND.ill_formed.items():
+        (violation,) = replace(KIND.smoke_configs[0], **change).violations()
+        assert violation.startswith(f"{label}:")
+
+
+def test_accepting_an_ill_formed_configuration_is_a_failure():
+    class Accepts:
+        name, version, spec, dtype = "accepts", "0", NAME, "float32"
+
+        def forward(self, config, params, images):
+            return np.zeros((len(images), config.num_classes), np.float32)
+
+    results = list(checks.check_ill_formed(Accepts(), FLOAT32, "ill-formed"))
+    assert [r.status for r in results] == ["failed"] * len(KIND.ill_formed)
+    good = list(checks.check_ill_formed(spec(), FLOAT32, "ill-formed"))
+    assert [r.status for r in good] == ["passed"] * len(KIND.ill_formed)
+    assert all("NotWellFormed" in r.reason for r in good), [r.reason for r in good]
+
+
+def test_every_smoke_configuration_is_tried():
+    class Picky(SpecImplementation):
+        def supports(self, config):
+            return None if config.pool == "mean" and not config.cls_token else "mean only"
+
+    assert checks.smoke(Picky(NAME), FLOAT32) == KIND.smoke_configs[2]
+    shape = KIND.smoke_case(KIND.smoke_configs[0]).image_shape
+    assert shape == SMOKE_IMAGE
+    report = check(Picky(NAME), cases=12, laws=1)
+    assert report.conforms, str(report)
+    assert report.count()["skipped"]
+
+
+# ---- strategies ----------------------------------------------------------------------------------
+
+
+@given(vision_transformer_configs())
+def test_drawn_configurations_are_well_formed(config):
+    assert not config.violations()
+    assert config.num_classes
+
+
+@settings(max_examples=25)
+@given(vision_transformer_points(values=None), st.integers(0, 2**31))
+def test_drawn_points_conform(point, seed):
+    point = point.away_from_kinks(1e-3).rounded(FLOAT32)
+    one = checks.Trial(spec(), point, FLOAT32, np.random.default_rng(seed))
+    assert checks.check_forward(one).status == checks.check_vjp(one).status == "passed"
+
+
+def test_drawn_configurations_can_be_constrained():
+    @given(vision_transformer_configs(max_layers=1, activation=st.just("relu"), qkv_bias=False))
+    def inner(config):
+        assert config.activation == "relu"
+        assert not config.qkv_bias
+        assert config.num_layers <= 1
+
+    inner()
+
+
+# ---- the configuration of the command line -------------------------------------------------------
+
+
+def test_a_preset_with_changes_is_a_configuration():
+    config = parse_practical_config("hf-vit-base, num_layers=2,layer_norm_eps=1e-6,qkv_bias=False")
+    assert config == replace(
+        PRESETS["hf-vit-base"], num_layers=2, layer_norm_eps=1e-6, qkv_bias=False
+    )
+    assert is_practical("d2l,num_layers=1")
+    assert not is_practical("base")
+    assert not is_practical("embed_dim=8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hf-vit-base,layers=2", "did you mean num_layers"),
+        ("hf-vit-base,num_layers", "key=value"),
+        ("hf-vit-base,num_layers=1,num_layers=2", "twice"),
+        ("hf-vit-base,num_layers=two", "num_layers"),
+        ("hf-vit-base,qkv_bias=perhaps", "qkv_bias"),
+        ("hf-vit-base,head_count=7", "headCount_dvd_embedDim"),
+        ("dinov2-small", "num_classes=10"),
+        ("dinov2-giant", "SwiGLU"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_practical_config(text)
+
+
+def test_a_configuration_of_another_kind_is_refused():
+    with pytest.raises(AdapterError, match="VisionTransformerConfig"):
+        check(spec(), cases=1, config=ViTConfig())
+    with pytest.raises(AdapterError, match="ViTConfig"):
+        check(SpecImplementation("vit"), cases=1, config=CONFIG)
+    report = check(spec(), cases=2, laws=1, config=CONFIG)
+    assert report.conforms
+    assert all("image_h=7" in r.point for r in report.results if r.check == "vjp")
+
+
+# ---- the commands --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda *args: CliRunner().invoke(app, [str(a) for a in args])
+
+
+def test_the_command_checks_an_implementation(run, tmp_path):
+    adapter = tmp_path / "mine.py"
+    adapter.write_text(
+        "from vitspec.testing.reference import SpecImplementation\n"
+        f"mine = SpecImplementation({NAME!r})\n"
+        "from vitspec.testing.catalogue import deviation\n"
+        f"wrong = SpecImplementation({NAME!r}, mistakes=[deviation('gelu-tanh')])\n"
+    )
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "markdown", "html", "junit")}
+    options = [part for kind, file in files.items() for part in (f"--{kind}", file)]
+    few = ("--cases", 4, "--laws", 1, "--no-photograph")
+    result = run("check", f"{adapter}:mine", f"{adapter}:wrong", *few, *options)
+    assert result.exit_code == 1, result.output
+    right, wrong = json.loads(files["json"].read_text())["implementations"]
+    assert right["conforms"]
+    assert right["spec"] == wrong["spec"] == NAME
+    assert not wrong["conforms"]
+    assert [r["reason"] for r in right["results"] if r["place"] == "vectors"] == [
+        f"there are no test vectors of {NAME}"
+    ]
+    assert f"as {NAME}, float32" in files["markdown"].read_text()
+    reproduced = next(r["reproduce"] for r in wrong["results"] if r["status"] == "failed")
+    assert run(*reproduced.split()[1:]).exit_code == 1
+
+
+def test_a_preset_can_be_checked_by_the_command(run, tmp_path):
+    file = tmp_path / "report.json"
+    config = "d2l,image_h=32,image_w=48,embed_dim=8,hidden_dim=6,head_count=2,num_layers=1"
+    options = ("--cases", 1, "--laws", 0, "--config", config, "--json", file)
+    result = run("check", "planted:gelu-exact-for-tanh", *options)
+    assert result.exit_code == 1, result.output
+    (report,) = json.loads(file.read_text())["implementations"]
+    assert any("image_w=48" in r["point"] for r in report["results"])
+    assert run("check", "planted:gelu-tanh", "--config", "hf-vit-base,nothing=1").exit_code == 2
+
+
+def test_planted_mistakes_are_of_the_first_model_that_shows_them():
+    assert planted_implementation("gelu-tanh").spec == NAME
+    assert planted_implementation("attention-scale-missing").spec == "vit"
+    both = planted_implementation("gelu-tanh,attention-scale-missing")
+    assert both.spec == NAME
+    with pytest.raises(AdapterError, match="no model shows"):
+        planted_implementation("cubic-a-half")
+    assert not list(interface_problems(both))
+
+
+NAMED = ["gelu-tanh", "block-norm-eps-1e-6", "mean-pool-with-cls", "key-bias-gets-query-gradient",
+         "attention-scale-missing", "layer-scales-before-the-bias"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", NAMED)
+def test_diagnosis_names_a_planted_mistake(name):
+    found = diagnose(spec(deviation(name)))
+    assert found.name == name or name in found.nearest[0].same, found.verdict
+
+
+def test_diagnosis_of_what_conforms():
+    found = diagnose(spec())
+    assert found.conforms
+    assert "does anything depart" in found.verdict
+
+
+def test_block_traces_agree_with_the_models():
+    """The kinks are looked for with `block_trace`, on what the model embeds."""
+    model = CASE.model()
+    x = model.embed(CASE.image())
+    for block, layer in zip(model.encoder.layers, model.trace(CASE.image()).layers, strict=True):
+        x = block_trace(block, x, Setting()).output
+        assert np.array_equal(x, layer.output)
