@@ -41,7 +41,7 @@ def from_pretrained(
         path_or_name: a folder as Hugging Face writes it, or a model's name on the hub.
         use_pytorch: read `pytorch_model.bin` (needs PyTorch), weights only.
         config: another configuration than the checkpoint's. Heads that it lacks are left out;
-            heads that it has and the checkpoint does not, or in another size, are drawn from `rngs`.
+            those that it has and the checkpoint has not, or in another size, are drawn.
         revision: of the model on the hub.
         param_dtype: type of the parameters; None is that of the files.
         rngs: where new heads are drawn from.

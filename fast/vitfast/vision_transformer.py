@@ -136,13 +136,11 @@ class VisionTransformer(nnx.Module):
         self.encoder = BlockEncoder(config, self.build, stacked=scan_layers, new=new)
         self.final_norm_gamma = new("final_norm_gamma", D, center=1.0)
         self.final_norm_beta = new("final_norm_beta", D)
-        shapes = head_shapes(config)
-        self.head, self.pooler, self.decoder = (
-            Linear(*reversed(shapes[name]), self.build, name=name, new=new)
-            if name in shapes
-            else None
-            for name in ("head", "pooler", "decoder")
-        )
+        heads = {
+            name: Linear(columns, rows, self.build, name=name, new=new)
+            for name, (rows, columns) in head_shapes(config).items()
+        }
+        self.head, self.pooler, self.decoder = map(heads.get, ("head", "pooler", "decoder"))
 
     @classmethod
     def from_config(cls, config: VisionTransformerConfig, **options: Any) -> VisionTransformer:
@@ -258,7 +256,7 @@ class VisionTransformer(nnx.Module):
     def _sequence(self, x: jax.Array, masked_patches: Any, grid: Grid) -> jax.Array:
         """Patches, or the mask token in their place, the CLS token above them, and positions."""
         tokens = self.patch_embed(x)
-        if masked_patches is not None:
+        if masked_patches is not None and self.mask_token is not None:
             masked = placed(masked_patches, self.sharding, batch_axis=0)[..., None]
             token = gather(self.mask_token[...].astype(x.dtype), None)
             tokens = jnp.where(masked, token, tokens)

@@ -1,4 +1,4 @@
-"""A real checkpoint: DINOv2-small's architecture, against onnxruntime running the original graph."""
+"""A real checkpoint, of DINOv2-small's architecture, against onnxruntime running its graph."""
 
 import importlib.util
 import sys

@@ -47,7 +47,9 @@ def classify(
             with console.status(f"looking at {path}"):
                 probabilities = jax.nn.softmax(vit(image[None]).logits[0].astype("float32"))
             best = [int(k) for k in probabilities.argsort()[::-1][: min(top, K)]]
-            names = checkpoint.labels.names if checkpoint.labels else [f"LABEL_{k}" for k in range(K)]
+            names = (
+                checkpoint.labels.names if checkpoint.labels else [f"LABEL_{k}" for k in range(K)]
+            )
             classes = [
                 {"class": k, "label": names[k], "probability": float(probabilities[k])}
                 for k in best
@@ -88,7 +90,9 @@ def inspect(
     }
     rows = ((name, f"{v:,}" if isinstance(v, int) else v) for name, v in about.items())
     _print_table(model, ("", ""), rows)
-    _print_table("configuration", ("field", "value"), ((n, str(v)) for n, v in vars(config).items()))
+    _print_table(
+        "configuration", ("field", "value"), ((n, str(v)) for n, v in vars(config).items())
+    )
     _print_table("parameters", ("part", "numbers"), ((n, f"{v:,}") for n, v in counts.items()))
     fields = {n: vars(v) if n == "dropout" else v for n, v in vars(config).items()}
     _write(
@@ -107,7 +111,7 @@ def attention(
     ] = None,
     use_pytorch: UsePytorch = False,
 ) -> None:
-    """Draw where the CLS token looks, over the picture: attention rollout, or one block's weights."""
+    """Draw where the CLS token looks: attention rollout, or one block's weights, on the picture."""
     require_writable("--out", out)
     import numpy as np
 
@@ -177,7 +181,9 @@ def convert(
             )
             if (checkpoint.folder / "preprocessor_config.json").exists():
                 ImageProcessor.from_pretrained(checkpoint.folder).save_pretrained(target)
-    console.print(f"{target}: {checkpoint.architecture}, {len(checkpoint.flat)} tensors", highlight=False)
+    console.print(
+        f"{target}: {checkpoint.architecture}, {len(checkpoint.flat)} tensors", highlight=False
+    )
 
 
 # ---- what they share -----------------------------------------------------------------------------
