@@ -22,8 +22,9 @@ of the type: at the last node erfc is its continued fraction
 
 and from node to node down to 0 the series above, whose terms are then all positive.
 
-Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.2, 7.1.14; the table with a
-series around its nodes is the method of S. Gal, Computing elementary functions, 1986.
+Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.2, 7.1.14; a table with a
+series around its nodes: P. T. P. Tang, Table-driven implementation of the exponential function in
+IEEE floating-point arithmetic, 1989.
 """
 
 from __future__ import annotations
