@@ -30,7 +30,11 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "quick_gelu": "quick_gelu",
     "relu": "relu",
 }
-"""Our activations by the names of `hidden_act`; the three forms of gelu_tanh differ in rounding."""
+"""Our activations by the names of `hidden_act`.
+
+The three forms of gelu_tanh differ in rounding, and in that `gelu_fast` has sqrt(2 / pi) to ten
+digits: 4e-11 of the argument of tanh.
+"""
 
 REFUSED_TYPES: Mapping[str, str] = {
     "deit": "it has a distillation token; a DeiT without one has model_type vit",
@@ -186,7 +190,7 @@ def _vit(
 def _dinov2(fields: Fields, sizes: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
     hidden = fields.number("hidden_dropout_prob", 0.0)
     attention = fields.number("attention_probs_dropout_prob", 0.0)
-    ratio = fields.number("mlp_ratio", 4)
+    ratio = fields.number("mlp_ratio", 4.0)
     hidden_dim = sizes["embed_dim"] * ratio
     if not 0 <= ratio < 2**20:
         fields.problems.append(f"mlp_ratio: expected a positive number, got {ratio:g}")

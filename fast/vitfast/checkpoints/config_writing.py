@@ -81,10 +81,11 @@ def write_config(
         "architectures": [architecture.name],
         "model_type": architecture.family.model_type,
         "dtype": dtype,
-        "id2label": {str(k): name for k, name in enumerate(labels.names)},
-        "label2id": dict(labels.ids),
         "transformers_version": FORMAT_VERSION,
     }
+    if labels != Labels.default(2):  # what transformers leaves out, and takes if it is missing
+        written["id2label"] = {str(k): name for k, name in enumerate(labels.names)}
+        written["label2id"] = dict(labels.ids)
     return written | (_dinov2(config) if config.layer_scale else _vit(config))
 
 

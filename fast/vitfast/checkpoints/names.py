@@ -10,8 +10,8 @@
 | `decoder.*` | `decoder.0.*` | a 1 x 1 convolution's kernel there |
 
 The models of transformers 5 have other names in memory (`layers.{i}.attention.q_proj`) than on
-disk; people store those too. A name is written in its first form, and read in any: with and without the
-prefix of the bare model (`vit.`, `dinov2.`), since classes with a head have it and others do not.
+disk; people store those too. A name is written in its first form, and read in any: with and without
+the prefix of the bare model (`vit.`, `dinov2.`), since classes with a head have it, others do not.
 
 A layout moves no number and changes none: reshapes and a transposition, undone exactly.
 

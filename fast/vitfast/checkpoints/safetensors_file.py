@@ -131,7 +131,7 @@ def _require_filled(entries: Mapping[str, Entry], size: int, where: str) -> None
 
 def _load(file: RegularFile, code: str, shape: tuple[int, ...], begin: int) -> Array:
     array = np.empty(shape, FLOATS[CODES[code]])
-    file.read_into(memoryview(array.reshape(-1).view(np.uint8)), begin)
+    file.read_into(array.reshape(-1).view(np.uint8).data, begin)
     return array
 
 
@@ -159,4 +159,4 @@ def write_safetensors(
     file.write(len(text).to_bytes(8, "little") + text)
     for _, dtype, shape, make in tensors:
         array = np.ascontiguousarray(make(), dtype=FLOATS[dtype]).reshape(shape)
-        file.write(memoryview(array.reshape(-1).view(np.uint8)))
+        file.write(array.reshape(-1).view(np.uint8).data)

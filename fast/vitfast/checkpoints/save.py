@@ -67,10 +67,10 @@ def save_checkpoint(
     shapes = parameter_shapes(config)
     dtype = _require_fit(flat, shapes, f"the parameters for {kind.name}")
     described["dtype"] = dtype
-    shards = _shards(kind, shapes, FLOATS[dtype].itemsize, max_shard_size)
+    shards = _shards(shapes, FLOATS[dtype].itemsize, max_shard_size)
     path = Path(folder)
-    stale = _require_writable(path, [*shards, SAFETENSORS.index, "config.json"])
     try:
+        stale = _require_writable(path, [*shards, SAFETENSORS.index, "config.json"])
         with Transaction(path) as transaction:
             for file, names in shards.items():
                 tensors = [_tensor(kind, flat, name, shapes[name], dtype) for name in names]
@@ -142,9 +142,7 @@ def _require_writable(path: Path, targets: Sequence[str]) -> list[str]:
     return [name for name in there if _OURS.fullmatch(name)]
 
 
-def _shards(
-    kind: Architecture, shapes: Shapes, itemsize: int, limit: int | None
-) -> dict[str, list[str]]:
+def _shards(shapes: Shapes, itemsize: int, limit: int | None) -> dict[str, list[str]]:
     """Which parameters go into which file, in their order, as many into one as it holds."""
     groups: list[list[str]] = [[]]
     size = 0

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 
 class Transaction:
@@ -27,7 +27,7 @@ class Transaction:
         self._staged: list[str] = []
         self._created: list[Path] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Transaction:
         above = [self.folder, *self.folder.parents]
         self._created = [one for one in above if not one.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
