@@ -69,7 +69,8 @@ class SelfAttention(nnx.Module):
 
     def weights(self, x: Float[jax.Array, "B n D"], mask: Any) -> Float[jax.Array, "B H n n"]:
         """The attention weights, before any factor, which `__call__` does not have."""
-        return attention_weights(*self._project(x, "qk"), mask)
+        query, key = self._project(x, "qk")
+        return attention_weights(query, key, mask)
 
     def _attention(self, factors: Any) -> tuple[Any, dict[str, Any]]:
         if factors is None:

@@ -181,8 +181,8 @@ def check_conditions(
         _check_boolean("attention_mask", conditions.attention_mask)
         _check_shape("attention_mask", conditions.attention_mask, (batch, c.head_count, n, n))
     if conditions.head_mask is not None:
-        shape = (c.num_layers, c.head_count)
-        _check_shape("head_mask", conditions.head_mask, shape, exact=2)
+        of_heads = (c.num_layers, c.head_count)
+        _check_shape("head_mask", conditions.head_mask, of_heads, exact=2)
     factors, L = conditions.factors, c.num_layers
     expected = {
         "attention_weights": (L, batch, c.head_count, n, n),
@@ -191,8 +191,8 @@ def check_conditions(
         "mlp": (L, batch, n, c.embed_dim),
     }
     if factors.embedding is not None:
-        shape = (batch, n, c.embed_dim)
-        _check_shape("factors.embedding", factors.embedding, shape, exact=0, rank=3)
+        of_rows = (batch, n, c.embed_dim)
+        _check_shape("factors.embedding", factors.embedding, of_rows, exact=0, rank=3)
     for name, shape in expected.items():
         if (given := getattr(factors.blocks, name)) is not None:
             _check_shape(f"factors.blocks.{name}", given, shape, exact=1, rank=len(shape))

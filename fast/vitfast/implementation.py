@@ -123,7 +123,7 @@ class VitFast:
             return to_flat(d_model), self._numpy(d_images, images).transpose(0, 3, 1, 2)
 
     def _model(
-        self, config: Config, params: Mapping[str, Any], images: np.ndarray
+        self, config: Any, params: Mapping[str, Any], images: np.ndarray
     ) -> ViT | VisionTransformer:
         if images.ndim != 4:
             raise InvalidArray(

@@ -1,6 +1,5 @@
 """Conversion to and from flat form loses nothing and refuses what does not fit."""
 
-import gc
 import weakref
 
 import jax
@@ -38,7 +37,8 @@ def random_bits(shapes, dtype, seed):
     for name, shape in shapes.items():
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         values = np.frombuffer(rng.bytes(count), dtype).reshape(shape)
-        flat[name] = np.where(np.isnan(values), np.array(-0.0, dtype), values)
+        with np.errstate(invalid="ignore"):  # of bfloat16's, some set the flag
+            flat[name] = np.where(np.isnan(values), np.array(-0.0, dtype), values)
     return flat
 
 
@@ -111,7 +111,6 @@ def test_parameters_are_read_one_after_the_other():
 
     class Files(dict):
         def __getitem__(self, name):
-            gc.collect()
             assert sum(one() is not None for one in alive) <= 1
             array = flat[name].copy()
             alive.append(weakref.ref(array))

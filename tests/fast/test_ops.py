@@ -102,14 +102,16 @@ def test_gelu_s_derivative_is_jax_s_in_both_modes(seed, scale):
 @given(seed=seeds, scale=st.sampled_from([1e-3, 1.0, 6.0]))
 @settings(max_examples=5)
 def test_activations_and_their_derivatives_are_the_specification_s(name, seed, scale):
-    """Entry by entry, so that what is tiny in the tails counts too."""
+    """To a few roundings of what they are made of: in the tails, 1 + tanh cancels."""
     rng = np.random.default_rng(seed)
     x = scale * rng.standard_normal(200)
     function, deriv = ACTIVATIONS[name]
+    rounding = 4 * np.finfo(float).eps
     for ops in (BY_HAND, AUTOMATIC):
         y, (d_x,) = vjp(ops.activation(name), (x,), np.ones_like(x))
-        np.testing.assert_allclose(y, function(x), rtol=1e-12, atol=1e-16)
-        np.testing.assert_allclose(d_x, deriv(x), rtol=1e-12, atol=1e-15)
+        assert (np.abs(y - function(x)) <= rounding * np.abs(x)).all()
+        # The slope of u, below the tanh, grows with x squared.
+        assert (np.abs(d_x - deriv(x)) <= rounding * (1 + np.abs(x)) ** 3).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -41,7 +41,7 @@ from vitfast import (
     make_tokamax_attention,
     to_flat,
 )
-from vitfast.conditions import draw
+from vitfast.conditions import draw, key_of
 from vitfast.implementation import compiled
 from vitfast.training import logits_of, make_train_step
 from vitspec import InvalidArray, NotWellFormed
@@ -201,10 +201,11 @@ def test_without_blocks_there_is_the_embedding_and_the_heads():
     for scan_layers in (True, False):
         with jax.enable_x64(True):
             model = model_of(point, scan_layers=scan_layers)
-            key = jax.random.key(0)
-            outputs, taps = model.forward_with_taps(point.images, **point.conditions, rngs=key)
+            given = point.conditions | {"rngs": jax.random.key(0)}
+            outputs, taps = compiled(with_taps, True)(model, point.images, given)
         assert_outputs_close(outputs, spec_outputs(point), TOLERANCE)
         assert taps.hidden_states.shape[0] == 1
+        assert (taps.attention_weights is None) == (not scan_layers)
 
 
 def test_masks_are_broadcast():
@@ -227,12 +228,26 @@ def test_a_head_mask_has_the_derivative_of_a_number_that_multiplies_a_head():
         model, heads = model_of(point), jnp.asarray(point.conditions["head_mask"])
         step = 1e-6 * np.eye(3)[:1]
 
-        @jax.jit
-        def run(heads):
+        def weighted(heads):
             return (model(point.images, head_mask=heads).logits * point.cotangents.logits).sum()
 
-        slope = (run(heads + step) - run(heads - step)) / 2e-6
-        assert_close(jax.grad(run)(heads)[0, 0], slope, 1e-7, "the first head's")
+        run = compiled(jax.value_and_grad(weighted), True)
+        slope = (run(heads + step)[0] - run(heads - step)[0]) / 2e-6
+        assert_close(run(heads)[1][0, 0], slope, 1e-7, "the first head's")
+
+
+def test_fresh_parameters_are_neutral_where_they_multiply_and_small_where_they_add():
+    flat = to_flat(compiled(lambda: VisionTransformer(FULL, rngs=nnx.Rngs(0)), True)())
+    for name, array in flat.items():
+        if name.endswith("gamma") or "layer_scale" in name:
+            assert (array == 1).all(), name
+        elif array.ndim == 1 and name != "cls_token":
+            assert (array == 0).all(), name
+        else:
+            stored_in_out = name.startswith("encoder")
+            fan_in = array.shape[0] if stored_in_out else np.prod(array.shape[1:])
+            scale = 0.02 if name in ("cls_token", "pos_enc.pos") else fan_in**-0.5
+            assert 0.5 < array.std() / scale < 1.7, name
 
 
 # ---- precision -----------------------------------------------------------------------------------
@@ -328,13 +343,13 @@ def test_dropout_is_drawn_for_each_call_image_and_entry_and_not_at_all_without_r
         assert np.abs(a - b).max() > 0.01
 
 
-def test_rngs_may_be_streams_whose_every_use_is_another(plain_point):
-    config = replace(plain_point.config, num_layers=1, dropout=DropoutRates(embedding=0.5))
-    flat = {n: a for n, a in plain_point.flat.items() if "layers.1" not in n}
-    model = model_of(plain_point._replace(config=config, flat=flat))
+def test_rngs_may_be_a_key_or_streams_whose_every_use_is_another():
     rngs = nnx.Rngs(dropout=3)
-    first, second = (model(plain_point.images, rngs=rngs).logits for _ in range(2))
-    assert np.abs(first - second).max() > 0.01
+    first, second = key_of(rngs), key_of(rngs)
+    assert (jax.random.key_data(first) != jax.random.key_data(second)).any()
+    for key in (first, jax.random.PRNGKey(0)):
+        assert key_of(key) is key
+    assert key_of(None) is None
 
 
 def test_factors_are_0_or_keep_the_expectation():
@@ -365,7 +380,7 @@ def test_stochastic_depth_leaves_out_whole_branches_of_single_images(plain_point
 
 
 def new_model(config=FULL, **options):
-    return VisionTransformer(config, rngs=nnx.Rngs(0), **options)
+    return VisionTransformer(config, rngs=None, **options)
 
 
 @pytest.fixture(scope="module")
@@ -416,9 +431,8 @@ def test_images_that_do_not_fit_are_refused(full_model):
 
 
 def test_a_model_without_a_mask_token_masks_nothing():
-    model = VisionTransformer(config_of(), rngs=None)
     with pytest.raises(InvalidArray, match="no mask token"):
-        model(IMAGES, masked_patches=np.ones((2, 8), bool))
+        new_model(config_of())(IMAGES, masked_patches=np.ones((2, 8), bool))
 
 
 @pytest.mark.usefixtures("without_type_checks")
@@ -435,7 +449,7 @@ def test_an_attention_that_has_no_weights_is_not_asked_to_multiply_them():
     for wanted in ({"rngs": jax.random.key(0)}, {"factors": Factors(blocks=weights)}):
         with pytest.raises(ValueError, match=r"TokamaxAttention.*PlainAttention\(\)"):
             model(IMAGES, **wanted)
-    model(IMAGES, head_mask=np.ones((2, 3)))  # this one can
+    jax.eval_shape(lambda m: m(IMAGES, head_mask=np.ones((2, 3))), model)  # this one can
     assert new_model(config).build.attention_with_factors == PlainAttention()
 
 
@@ -483,7 +497,7 @@ def test_variants_are_found_by_name():
 
 
 def test_a_training_step_subtracts_the_specification_s_gradient():
-    point = point_of(config_of(dropout=DropoutRates(embedding=0.5)), 0)
+    point = point_of(config_of(num_layers=1, dropout=DropoutRates(embedding=0.5)), 0)
     labels = np.array([3, 1])
     logits = spec_outputs(point).logits
     softmax = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
@@ -507,4 +521,4 @@ def test_a_training_step_subtracts_the_specification_s_gradient():
 
 def test_what_has_no_logits_cannot_be_trained_to_classify():
     with pytest.raises(ValueError, match="num_classes is 0"):
-        logits_of(new_model(config_of(num_classes=0)), IMAGES)
+        jax.eval_shape(logits_of, new_model(config_of(num_classes=0)), IMAGES)

@@ -9,7 +9,14 @@ from flax import nnx
 
 from support.compare import assert_flat_close
 from support.meshes import LAYOUTS
-from support.vision_transformers import assert_gradients_close, config_of, model_of, point_of
+from support.vision_transformers import (
+    assert_gradients_close,
+    config_of,
+    model_of,
+    outputs_of,
+    point_of,
+    program,
+)
 from vitfast import Factors, VisionTransformer, shard_images, to_flat
 from vitfast.implementation import compiled
 from vitfast.sharding import MeshDoesNotDivide
@@ -145,12 +152,12 @@ def test_a_mesh_that_does_not_divide_is_refused_before_any_work():
 
 
 def test_factors_alike_for_all_images_are_on_every_device():
-    factors = Factors(embedding=np.full((1, 1, 1), 2.0))
-    model = model_of(point())
-    expected = model(point().images, factors=factors, interpolate_positions=True).logits
+    given = {"factors": Factors(embedding=np.full((1, 1, 1), 2.0))}
+    run = program(outputs_of, True)
+    expected = run(model_of(point()), point().images, given).logits
     layout = LAYOUTS["FSDP 2x4"]
     with layout.set():
         model = model_of(point(), sharding=layout.sharding)
         images = shard_images(point().images, layout.sharding)
-        found = model(images, factors=factors, interpolate_positions=True).logits
+        found = run(model, images, given).logits
     np.testing.assert_allclose(found, expected, rtol=1e-11)
