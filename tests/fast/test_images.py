@@ -279,7 +279,8 @@ def test_sixteen_bits_are_scaled_not_clipped(kind):
     expected = np.array([[0, 0, 1, 1], [1, 2, 128, 255]])
     picture = Image.fromarray(values)
     assert picture.mode == "I;16"
-    for source in (picture, encoded(picture, kind)):
+    data = b"P5 4 2 65535\n" + values.astype(">u2").tobytes()
+    for source in (picture, data if kind == "PPM" else encoded(picture, kind)):
         for channel in range(3):
             np.testing.assert_array_equal(levels(source)[..., channel], expected)
 
@@ -531,8 +532,8 @@ def files():
         encoded(smooth, "TIFF", compression="tiff_deflate"),
         encoded(grey.convert("1"), "TIFF", compression="group4"),
         encoded(smooth, "TIFF", compression="jpeg"), encoded(smooth, "TIFF", **frames),
-        # The last: it leaves its encoder's settings on the frames.
-        encoded(smooth, "MPO", **frames),
+        # Of copies: it leaves its encoder's settings on the frames.
+        encoded(smooth.copy(), "MPO", save_all=True, append_images=[colour.copy()]),
     )  # fmt: skip
 
 
@@ -699,6 +700,26 @@ OLD = {
                        resample=3),
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "resample", "mean", "std"),
+    [
+        ("ViT", {"height": 224, "width": 224}, 2, (0.5,) * 3, (0.5,) * 3),
+        ("DeiT", {"height": 256, "width": 256}, 3, (0.5,) * 3, (0.5,) * 3),
+        ("Bit", {"shortest_edge": 224}, 3, (0.48145466, 0.4578275, 0.40821073),
+         (0.26862954, 0.26130258, 0.27577711)),
+    ],
+)  # fmt: skip
+def test_what_a_file_lacks_is_as_transformers_has_it(kind, size, resample, mean, std):
+    crop = None if kind == "ViT" else {"height": 224, "width": 224}
+    found = ImageProcessor.from_dict({"image_processor_type": f"{kind}ImageProcessor"})
+    assert (found.size, found.resample, found.image_mean, found.image_std, found.crop_size) == (
+        size, resample, mean, std, crop,
+    )  # fmt: skip
+    assert (found.do_resize, found.do_rescale, found.do_normalize) == (True, True, True)
+    assert (found.do_center_crop, found.do_convert_rgb) == (kind != "ViT", kind == "Bit")
+    assert found.rescale_factor == 1 / 255
 
 
 @pytest.mark.parametrize("form", OLD)
