@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
+import pytest
 
+from vitfast.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from vitspec.models.vision_transformer_parameters import random_parameters
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 DTYPES = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
@@ -81,3 +84,32 @@ def write_tensors(path, tensors):
     from safetensors.numpy import save_file
 
     save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, path)
+
+
+def saved_classifier(folder):
+    """A folder with a small classification model, and its parameters."""
+    config = CONFIGS["ViTForImageClassification"]
+    flat = parameters(config)
+    save_checkpoint(folder, config, flat, labels=["cat", "dog", "crane"])
+    return folder, flat
+
+
+def other_model():
+    """The configuration of that model, and other parameters."""
+    config = CONFIGS["ViTForImageClassification"]
+    return config, parameters(config, seed=9)
+
+
+def sharded(folder):
+    """A small classification model in several files; its parameters."""
+    config, flat = other_model()
+    save_checkpoint(folder, config, flat, max_shard_size=900)
+    return flat
+
+
+def refusal(folder, **options):
+    """What loading this folder says."""
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder, **options)
+    assert "Traceback" not in str(caught.value)
+    return str(caught.value)

@@ -19,9 +19,6 @@ class Labels:
     Attributes:
         names: names[k] is what class k is called.
         ids: the class of a name.
-
-    >>> Labels.of(["cat", "dog"]).ids["dog"]
-    1
     """
 
     names: tuple[str, ...]
