@@ -91,9 +91,7 @@ def model_gradient(args, **options):
     config = ViTConfig(
         patch_h=16, patch_w=16, stride=16, embed_dim=width, hidden_dim=4 * width, head_count=heads
     )
-    model = ViT(
-        config, in_channels=3, height=224, width=224, rngs=nnx.Rngs(0), **options
-    )
+    model = ViT(config, in_channels=3, height=224, width=224, rngs=nnx.Rngs(0), **options)
     images = jnp.asarray(
         np.random.default_rng(0).standard_normal((args.batch, 224, 224, 3), np.float32)
     )
