@@ -65,7 +65,8 @@ def from_pretrained(
                 f"{path_or_name} has no {' and no '.join(new)} of the size in `config`; pass "
                 "rngs=nnx.Rngs(0) to draw fresh parameters"
             )
-        old = replace(config, **{HEADS[name]: 0 for name in new})
+        without: dict[str, Any] = {HEADS[name]: 0 for name in new}
+        old = replace(config, **without)
         checkpoint = load_checkpoint(path_or_name, use_pytorch, old, revision=revision)
     flat: Mapping[str, Any] = checkpoint.flat
     if param_dtype is None:

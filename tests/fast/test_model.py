@@ -97,9 +97,7 @@ def test_taps_are_the_layers_outputs_and_cost_nothing_to_those_who_do_not_ask(ca
 def test_taps_without_layers_are_the_encoder_s_input(cases):
     case = cases["no layers"]
     for scan_layers in (True, False):
-        model = ViT(
-            case.config, **case.size, scan_layers=scan_layers, rngs=nnx.Rngs(0)
-        )
+        model = ViT(case.config, **case.size, scan_layers=scan_layers, rngs=nnx.Rngs(0))
         image = jnp.asarray(case.image()[None].transpose(0, 2, 3, 1), jnp.float32)
         _, taps = model.forward_with_taps(image)
         assert taps.hidden_states.shape[0] == 1

@@ -34,6 +34,8 @@ def classify(
     require_writable("--json", json)
     import jax
 
+    from vitfast.checkpoints import Labels
+
     with _one_line_errors():
         checkpoint = _open(model, use_pytorch)
         K = checkpoint.config.num_classes
@@ -42,14 +44,12 @@ def classify(
         with console.status("reading pictures and weights"):
             pixels = _processor(checkpoint)(images)
             vit = _read(model, use_pytorch)
-        results = []
+        results: list[dict[str, Any]] = []
         for path, image in zip(images, pixels, strict=True):
             with console.status(f"looking at {path}"):
                 probabilities = jax.nn.softmax(vit(image[None]).logits[0].astype("float32"))
             best = [int(k) for k in probabilities.argsort()[::-1][: min(top, K)]]
-            names = (
-                checkpoint.labels.names if checkpoint.labels else [f"LABEL_{k}" for k in range(K)]
-            )
+            names = (checkpoint.labels or Labels.default(K)).names
             classes = [
                 {"class": k, "label": names[k], "probability": float(probabilities[k])}
                 for k in best
