@@ -13,12 +13,15 @@ from typer.testing import CliRunner
 
 from vitspec import Conditions, ViTConfig, scalars
 from vitspec.cli import app
+from vitspec.errors import InvalidParameters
 from vitspec.layers.gelu import ACTIVATIONS
 from vitspec.models import heads
 from vitspec.models.block import Setting, block_trace
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.presets import PRESETS
 from vitspec.testing import AdapterError, check, checks
+from vitspec.testing.adapters import Rule, from_jax
+from vitspec.testing.adapters.maps import PRACTICAL_NAMES
 from vitspec.testing.catalogue import (
     EVERY,
     Patch,
@@ -539,6 +542,55 @@ def test_drawn_configurations_can_be_constrained():
         assert config.num_layers <= 1
 
     inner()
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+BARE = replace(CONFIG, qkv_bias=False, output_bias=False, layer_scale=False, cls_token=False,
+               pool="mean")  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [CONFIG, BARE, replace(CONFIG, num_layers=0)])
+def test_without_a_map_the_names_are_the_specifications(config):
+    flat = VisionTransformer.init(config, rng=np.random.default_rng(0)).to_flat()
+    bound = PRACTICAL_NAMES.bind_practical(config)
+    assert bound.their_shapes == {name: leaf.shape for name, leaf in flat.items()}
+    again = bound.to_ours(bound.to_theirs(flat))
+    assert list(again) == list(flat)
+    assert all(np.array_equal(again[name], flat[name]) for name in flat)
+
+
+def test_a_map_may_stack_and_transpose_and_name_what_is_not_always_there():
+    layer = "encoder.layers.{i}."
+    qkv = [tuple(f"{layer}mha.{kind}{c}" for c in "qkv") for kind in "wb"]
+    theirs = PRACTICAL_NAMES.replacing(
+        Rule("blocks.{i}.qkv.weight", qkv[0], "qkv-out-in"), Rule("blocks.{i}.qkv.bias", qkv[1])
+    )
+    flat = CASE.model().to_flat()
+    found = theirs.bind_practical(CONFIG).to_theirs(flat)
+    weight = found["blocks.1.qkv.weight"]
+    assert np.array_equal(weight[6:12], flat["encoder.layers.1.mha.wk"].T)
+    assert np.array_equal(found["blocks.0.qkv.bias"][2], flat["encoder.layers.0.mha.bv"])
+    assert not any("bias" in name for name in theirs.bind_practical(BARE).their_shapes
+                   if "qkv" in name)  # fmt: skip
+    with pytest.raises(InvalidParameters, match=r"no parameter .*wx"):
+        theirs.replacing(Rule("x", f"{layer}mha.wx")).bind_practical(CONFIG)
+
+
+def test_an_adapter_of_a_function_in_jax_conforms():
+    pytest.importorskip("jax")
+    import jax.numpy as jnp
+
+    def linear(config, params, images):
+        return jnp.zeros((len(images), config.num_classes), images.dtype) + params["head.bias"]
+
+    adapter = from_jax(linear, name="linear", version="1", spec=NAME)
+    one = checks.case_trial(adapter, FLOAT32, CASE)
+    assert one.found["head.bias"].shape == (4,)
+    assert checks.check_vjp(one).status == "failed"
+    right = {g.tensor for g in checks.check_vjp(one).grades if g.conforms}
+    assert "head.bias" in right
+    assert "head.weights" not in right
 
 
 # ---- the configuration of the command line -------------------------------------------------------
