@@ -130,7 +130,8 @@ CHANGES = st.fixed_dictionaries(
         "patch_w": st.integers(1, 8), "num_layers": st.integers(0, 3),
         "head_count": st.sampled_from([1, 2, 4, 8]), "qkv_bias": st.booleans(),
         "activation": st.sampled_from(["gelu", "gelu_tanh", "quick_gelu", "relu"]),
-        "layer_norm_eps": st.floats(1e-300, 1e300),
+        "layer_norm_eps": st.floats(1e-300, 1e300), "mask_token": st.booleans(),
+        "pooler_dim": st.sampled_from([0, 5, 8]),
         "rate": st.floats(0, 1, exclude_max=True), "attention": st.floats(0, 1, exclude_max=True),
     },
 )  # fmt: skip
@@ -144,6 +145,10 @@ def test_a_configuration_survives_the_file(kind, changes):
     rates = DropoutRates(embedding=rate, attention=attention)
     if kind.startswith("ViT"):
         rates = replace(rates, projection=rate, output=rate)
+    if kind != "ViTModel":  # whose tensors say whether it has these
+        changes.pop("pooler_dim", None)
+    if kind.startswith("ViTFor"):
+        changes.pop("mask_token", None)
     config = replace(CONFIGS[kind], dropout=rates, **changes)
     written = write_config(config, ARCHITECTURES[kind], None, "float32")
     stored = [ARCHITECTURES[kind].stored_name(name) for name in parameter_shapes(config)]
