@@ -70,7 +70,8 @@ class Transaction:
         self._staged, self._created = [], []
         self._sync()
         for name in moved:
-            os.unlink(self._old(name))
+            with contextlib.suppress(OSError):  # the new files are there, whatever becomes of these
+                os.unlink(self._old(name))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
