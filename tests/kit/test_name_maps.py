@@ -426,7 +426,7 @@ def test_an_unknown_precision_is_refused():
 
 
 def test_a_function_that_is_not_specified_is_refused():
-    with pytest.raises(ValueError, match="expected one of vit, vit-cls, vision-transformer, got 'other'"):
+    with pytest.raises(ValueError, match="one of vit, vit-cls, vision-transformer, got 'other'"):
         an_adapter(spec="other")
 
 
