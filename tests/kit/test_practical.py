@@ -19,9 +19,10 @@ from vitspec.models import heads
 from vitspec.models.block import Setting, block_trace
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.presets import PRESETS
-from vitspec.testing import AdapterError, check, checks
+from vitspec.testing import AdapterError, bench, check, checks
 from vitspec.testing.adapters import Rule, from_jax
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES
+from vitspec.testing.bench_report import bench_tables
 from vitspec.testing.catalogue import (
     EVERY,
     Patch,
@@ -713,3 +714,35 @@ def test_block_traces_agree_with_the_models():
     for block, layer in zip(model.encoder.layers, model.trace(CASE.image()).layers, strict=True):
         x = block_trace(block, x, Setting()).output
         assert np.array_equal(x, layer.output)
+
+
+# ---- bench ---------------------------------------------------------------------------------------
+
+
+def test_the_products_are_those_that_the_specification_multiplies(monkeypatch, run):
+    """Forward and backward of a small model, with every matmul of the specification counted."""
+    seen = []
+    spy = Patch(
+        "scalars:matmul", "return np.matmul(a, b)",
+        "_seen.append(2 * a.size * (b.shape[-1] if b.ndim > 1 else 1)); return np.matmul(a, b)",
+    )  # fmt: skip
+    monkeypatch.setattr(scalars, "_seen", seen, raising=False)
+    case = VisionTransformerCase(replace(CONFIG, pool="cls_mean"), seed=1)
+    model, shapes = case.model(), bench.practical_products(case.config)
+    with planted(Variant("spy", "", (spy,))):
+        model.forward(case.image())
+        assert sum(seen) == bench.flops(shapes)
+        seen.clear()
+        model.backward(case.image(), case.d_logits())
+    # The backward runs the forward once, then two products for each; the head's outer product is
+    # no matmul here, but counts as one.
+    outer = 2 * CONFIG.num_classes * 2 * CONFIG.embed_dim
+    assert sum(seen) == bench.flops(shapes) + bench.flops(bench.adjoint_products(shapes)) - outer
+    assert run("bench", "--family", "resnet").exit_code == 2
+
+
+def test_the_practical_family_is_timed_with_its_own_activation():
+    timing = bench.measure("float32", 1, replace(SMALL, activation="quick_gelu"))
+    assert "quick_gelu" in timing.parts
+    assert {one.name for one in timing.passes} == {"forward", "backward"}
+    assert "practical" in bench_tables([timing, timing], "vision-transformer")[0].title
