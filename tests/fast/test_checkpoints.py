@@ -240,13 +240,13 @@ def test_what_is_loaded_is_a_model_of_the_specification(classifier):
 
 
 def test_loading_keeps_no_second_copy(tmp_path):
-    config = replace(CONFIGS["ViTModel"], embed_dim=64, hidden_dim=96, num_layers=12)
+    config = replace(CONFIGS["ViTModel"], embed_dim=256, hidden_dim=384, num_layers=12)
     flat = parameters(config)
     largest, whole = max(a.nbytes for a in flat.values()), sum(a.nbytes for a in flat.values())
     names = 1000 * len(flat)  # the descriptions of the tensors
-    assert 4 * largest + names < 2 * whole / 3
+    assert 4 * largest + names < whole / 8
     for act in (
-        lambda: save_checkpoint(tmp_path, config, flat, max_shard_size=150_000),
+        lambda: save_checkpoint(tmp_path, config, flat, max_shard_size=2_000_000),
         lambda: load_checkpoint(tmp_path).flat["cls_token"],
     ):
         act()  # what is imported or remembered at the first time does not count
@@ -254,7 +254,7 @@ def test_loading_keeps_no_second_copy(tmp_path):
         act()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 4 * largest + names
+        assert peak < 4 * largest + names, (peak, largest, names, whole)
 
 
 # ---- tensors that do not fit ---------------------------------------------------------------------
