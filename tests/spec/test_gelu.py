@@ -30,6 +30,7 @@ def drawn(seed):
 def test_formula_and_derivative(name, seed):
     x = drawn(seed)
     function, deriv = ACTIVATIONS[name]
+    # Absolute: far below 0 digits cancel; at 9, the largest entry, a rounding is 1.8e-15.
     np.testing.assert_allclose(function(x), [BY_HAND[name](v) for v in x], rtol=0, atol=4e-15)
     step = complex_step_derivative(function, x, np.ones_like(x))
     np.testing.assert_allclose(deriv(x), step, rtol=0, atol=4e-15)
