@@ -77,10 +77,11 @@ def find(target: str) -> Any:
     """The implementation that `target` names, with what it must have.
 
     Args:
-        target: an installed name; "module:attribute"; a file, "path/to/adapter.py" or
-            "path/to/adapter.py:attribute"; or "planted:NAME[,NAME...]", the specification with
-            mistakes of the catalogue. An attribute that is a class or a function without
-            parameters is called. A file needs no attribute if it holds one implementation.
+        target: an installed name; a peer (`vitspec peers` lists them); "module:attribute"; a file,
+            "path/to/adapter.py" or "path/to/adapter.py:attribute"; or "planted:NAME[,NAME...]",
+            the specification with mistakes of the catalogue. An attribute that is a class or a
+            function without parameters is called. A file needs no attribute if it holds one
+            implementation.
 
     Raises:
         AdapterError: there is none, it does not load, or it lacks something.
@@ -99,10 +100,7 @@ def find(target: str) -> Any:
                 sys.path.insert(0, "")  # as `python -m` does: the user's own module is here
             found = _attribute(importlib.import_module(module_name), attribute, target)
         else:
-            raise AdapterError(
-                f"no implementation is named {target!r}; installed: {', '.join(names()) or 'none'};"
-                " or give module:attribute, or a file"
-            )
+            found = _peer(target)
         if isinstance(found, type) or (callable(found) and not hasattr(found, "forward")):
             found = found()
     except AdapterError:
@@ -138,6 +136,21 @@ def planted_implementation(mistakes: str) -> Any:
         f"no model shows {mistakes}: the check has no mask and no interpolated positions, and a"
         " model has one pooling"
     )
+
+
+def _peer(target: str) -> Any:
+    # Here, because the adapters are made with this module.
+    from vitspec.testing.adapters.peers.registry import PEERS, PeerMissing, load_peer
+
+    if target not in PEERS:
+        raise AdapterError(
+            f"no implementation is named {target!r}; installed: {', '.join(names()) or 'none'};"
+            " `vitspec peers` lists other libraries'; or give module:attribute, or a file"
+        )
+    try:
+        return load_peer(target)
+    except PeerMissing as error:
+        raise AdapterError(str(error)) from error
 
 
 def _from_file(target: str) -> Any:
