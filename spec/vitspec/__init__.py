@@ -26,9 +26,9 @@ from vitspec.config import (
 from vitspec.errors import InvalidArray, InvalidParameters, NotWellFormed
 from vitspec.models.block import BlockFactors
 from vitspec.models.conditions import Conditions
+from vitspec.models.heads import Outputs
 from vitspec.models.parameters import parameter_shapes
 from vitspec.models.vision_transformer import (
-    Outputs,
     VisionTransformer,
     VisionTransformerGrads,
     VisionTransformerTrace,

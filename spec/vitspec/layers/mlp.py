@@ -2,7 +2,8 @@
 
 Shapes: x (n, D), W1 (D, F), b1 (F,), W2 (F, D), b2 (D,), output (n, D); act is one of
 `vitspec.layers.gelu.ACTIVATIONS`. The factors are those of dropout on the hidden layer, of shape
-(n, F), or 1 in the place of an axis, or none.
+(n, F), or 1 in the place of an axis, or none. The cotangents and the intermediate values are those
+of the Lean mirror's `FeedForward`; the activated layer is the one with factors.
 
 Source: Dosovitskiy et al., 2010.11929; Hugging Face's `ViTIntermediate` and `ViTOutput`.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 from vitspec import scalars
 from vitspec.layers.affine import affine, affine_jvp, times
+from vitspec.layers.feed_forward import FeedForwardGrads, FeedForwardTrace
 from vitspec.layers.gelu import ACTIVATIONS
-from vitspec.records import Record, named, record
+from vitspec.records import Record, record
 from vitspec.scalars import matmul
 from vitspec.typing import Array, Scalar, typed
 
@@ -28,33 +30,14 @@ class Mlp(Record):
     b2: Scalar[Array, "D"]
 
 
-@record
-class MlpGrads(Record):
-    """Cotangents of the parameters of `Mlp`."""
-
-    d_w1: Scalar[Array, "D F"] = named("w1")
-    d_w2: Scalar[Array, "F D"] = named("w2")
-    d_b1: Scalar[Array, "F"] = named("b1")
-    d_b2: Scalar[Array, "D"] = named("b2")
-
-
-@record
-class MlpTrace(Record):
-    """What the forward computed: hidden layer, the same activated (with factors), output."""
-
-    hidden: Scalar[Array, "n F"]
-    activated: Scalar[Array, "n F"]
-    output: Scalar[Array, "n D"]
-
-
 @typed
 def mlp_trace(
     mlp: Mlp, x: Scalar[Array, "n D"], factors: Scalar[Array, "#n #F"] | None = None
-) -> MlpTrace:
+) -> FeedForwardTrace:
     """The forward, with its intermediate values."""
     hidden = affine(x, mlp.w1, mlp.b1)
     activated = times(ACTIVATIONS[mlp.activation].function(hidden), factors)
-    return MlpTrace(hidden, activated, output=affine(activated, mlp.w2, mlp.b2))
+    return FeedForwardTrace(hidden, activated, output=affine(activated, mlp.w2, mlp.b2))
 
 
 @typed
@@ -62,13 +45,13 @@ def mlp_backward(
     mlp: Mlp,
     x: Scalar[Array, "n D"],
     d_out: Scalar[Array, "n D"],
-    trace: MlpTrace,
+    trace: FeedForwardTrace,
     factors: Scalar[Array, "#n #F"] | None = None,
-) -> tuple[MlpGrads, Scalar[Array, "n D"]]:
+) -> tuple[FeedForwardGrads, Scalar[Array, "n D"]]:
     """The cotangents of the parameters and of x."""
     d_activated = times(matmul(d_out, mlp.w2.T), factors)
     d_hidden = d_activated * ACTIVATIONS[mlp.activation].deriv(trace.hidden)
-    grads = MlpGrads(
+    grads = FeedForwardGrads(
         d_w1=matmul(x.T, d_hidden),
         d_w2=matmul(trace.activated.T, d_out),
         d_b1=scalars.total(d_hidden, axis=0),
@@ -83,7 +66,7 @@ def mlp_jvp(
     x: Scalar[Array, "n D"],
     tangent: Mlp,
     dx: Scalar[Array, "n D"],
-    trace: MlpTrace,
+    trace: FeedForwardTrace,
     factors: Scalar[Array, "#n #F"] | None = None,
 ) -> Scalar[Array, "n D"]:
     """The tangent of the output along the parameters' `tangent` and dx."""

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from vitspec import scalars
 from vitspec.layers.affine import times
-from vitspec.layers.mlp import Mlp, MlpGrads, MlpTrace, mlp_backward, mlp_jvp, mlp_trace
+from vitspec.layers.feed_forward import FeedForwardGrads, FeedForwardTrace
+from vitspec.layers.mlp import Mlp, mlp_backward, mlp_jvp, mlp_trace
 from vitspec.layers.normalization import layer_norm, layer_norm_backward, layer_norm_jvp
 from vitspec.layers.self_attention import (
     SelfAttention,
@@ -61,7 +62,7 @@ class BlockGrads(Record):
     """Cotangents of the parameters of `Block`."""
 
     mha: SelfAttentionGrads
-    ffn: MlpGrads
+    ffn: FeedForwardGrads
     d_norm1_gamma: Scalar[Array, "D"] = named("norm1_gamma")
     d_norm1_beta: Scalar[Array, "D"] = named("norm1_beta")
     d_norm2_gamma: Scalar[Array, "D"] = named("norm2_gamma")
@@ -104,7 +105,7 @@ class BlockTrace(Record):
     mha: SelfAttentionTrace
     residual: Scalar[Array, "n D"]
     normed2: Scalar[Array, "n D"]
-    ffn: MlpTrace
+    ffn: FeedForwardTrace
     output: Scalar[Array, "n D"]
 
 

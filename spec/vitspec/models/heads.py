@@ -15,14 +15,111 @@ Source: Hugging Face's `ViTPooler`, `ViTForMaskedImageModeling`; Xie et al., Sim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from vitspec import scalars
 from vitspec.errors import InvalidArray
-from vitspec.layers.linear import LinearSpec
+from vitspec.layers.linear import LinearSpec, linear_backward, linear_jvp
 from vitspec.models.tokens import cls_pool, mean_pool, mean_pool_backward
 from vitspec.scalars import matmul
 from vitspec.typing import Array, Scalar, typed
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model computes, or the tangents of it; None is what it does not have.
+
+    Attributes:
+        last_hidden_state: (n, D), after the final norm.
+        logits: (K,).
+        pooler_output: (P,).
+        reconstruction: (C, g_h S, g_w S).
+    """
+
+    last_hidden_state: Array
+    logits: Array | None
+    pooler_output: Array | None
+    reconstruction: Array | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A model's heads, None where it has none, and what they read.
+
+    Attributes:
+        head: the classifier.
+        pooler: the dense layer before the tanh.
+        decoder: the dense layer before the pixel shuffle.
+        pool: what is classified: "cls", "mean", "cls_mean" or "none".
+        cls_rows: how many rows of the sequence are no patch's: one or none.
+        stride: side S of a patch's square of decoded pixels.
+    """
+
+    head: LinearSpec | None
+    pooler: LinearSpec | None
+    decoder: LinearSpec | None
+    pool: str
+    cls_rows: int
+    stride: int
+
+
+def heads_backward(
+    heads: Heads, d_outputs: Mapping[str, Array | None], pooled: Any, outputs: Any
+) -> tuple[dict[str, Any], Array]:
+    """The cotangents of the heads' parameters, and of the last hidden state.
+
+    Args:
+        heads: the parameters.
+        d_outputs: the cotangents of the outputs, by name; None is 0.
+        pooled: what was classified.
+        outputs: what the forward computed.
+    """
+    last, c = outputs.last_hidden_state, heads.cls_rows
+    d: dict[str, Any] = {
+        name: scalars.zeros(y.shape, y.dtype) if d_outputs[name] is None else d_outputs[name]
+        for name, y in vars(outputs).items()
+        if y is not None
+    }
+    names = ("d_head_w", "d_head_b", "d_pooler_w", "d_pooler_b", "d_decoder_w", "d_decoder_b")
+    grads: dict[str, Any] = dict.fromkeys(names)
+    d_last: Any = scalars.zeros(last.shape, last.dtype) + d["last_hidden_state"]
+    if heads.head is not None:
+        own, d_pooled = linear_backward(heads.head, pooled, d["logits"])
+        grads |= {"d_head_w": own.d_weights, "d_head_b": own.d_bias}
+        d_last = d_last + pool_backward(d_pooled, heads.pool, c, len(last))
+    if heads.pooler is not None:
+        d_pre = tanh_backward(outputs.pooler_output, d["pooler_output"])
+        own, d_row = linear_backward(heads.pooler, last[0], d_pre)
+        grads |= {"d_pooler_w": own.d_weights, "d_pooler_b": own.d_bias}
+        d_last[0] += d_row
+    if heads.decoder is not None:
+        d_pixels = d["reconstruction"]
+        d_w, d_b, d_rows = decode_backward(heads.decoder, last[c:], d_pixels, heads.stride)
+        grads |= {"d_decoder_w": d_w, "d_decoder_b": d_b}
+        d_last[c:] += d_rows
+    return grads, d_last
+
+
+def heads_jvp(
+    heads: Heads, tangent: Any, d_last: Array, pooled: Any, outputs: Any, grid: tuple[int, int]
+) -> Outputs:
+    """The tangents of all outputs; `tangent` has the heads that the model has."""
+    last, c = outputs.last_hidden_state, heads.cls_rows
+    d_logits = d_pooler = d_pixels = None
+    if heads.head is not None:
+        d_logits = linear_jvp(heads.head, pooled, tangent.head, pool(d_last, heads.pool, c))
+    if heads.pooler is not None:
+        d_pre = linear_jvp(heads.pooler, last[0], tangent.pooler, d_last[0])
+        d_pooler = tanh_backward(outputs.pooler_output, d_pre)
+    if heads.decoder is not None:
+        d_pixels = decode_jvp(
+            heads.decoder, last[c:], tangent.decoder, d_last[c:], grid, heads.stride
+        )
+    return Outputs(d_last, d_logits, d_pooler, d_pixels)
 
 
 @typed

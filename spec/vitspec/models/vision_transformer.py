@@ -29,7 +29,7 @@ import numpy as np
 
 from vitspec import scalars
 from vitspec.errors import InvalidParameters
-from vitspec.layers.linear import LinearSpec, linear, linear_backward, linear_jvp
+from vitspec.layers.linear import LinearSpec, linear
 from vitspec.layers.normalization import layer_norm, layer_norm_backward, layer_norm_jvp
 from vitspec.layers.patch_embedding import (
     PatchEmbedding,
@@ -59,14 +59,7 @@ from vitspec.models.conditions import (
     check_cotangents,
     check_image,
 )
-from vitspec.models.heads import (
-    decode,
-    decode_backward,
-    decode_jvp,
-    pool,
-    pool_backward,
-    tanh_backward,
-)
+from vitspec.models.heads import Heads, Outputs, decode, heads_backward, heads_jvp, pool
 from vitspec.models.tokens import prepend_cls
 from vitspec.models.vision_transformer_parameters import (
     build_parts,
@@ -76,23 +69,6 @@ from vitspec.models.vision_transformer_parameters import (
 from vitspec.records import Record, check_array, check_flat, named, record
 from vitspec.typing import Array, Scalar, TupleOf
 from vitspec.vision_transformer_config import VisionTransformerConfig
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a model computes, or the tangents of it; None is what it does not have.
-
-    Attributes:
-        last_hidden_state: (n, D), after the final norm.
-        logits: (K,).
-        pooler_output: (P,).
-        reconstruction: (C, g_h S, g_w S).
-    """
-
-    last_hidden_state: Array
-    logits: Array | None
-    pooler_output: Array | None
-    reconstruction: Array | None
 
 
 @dataclass(frozen=True)
@@ -306,7 +282,7 @@ class VisionTransformer(Record):
         self._check(image, conditions)
         check_cotangents(self.config, given, self._grid(image), self.dtype)
         t = trace or self.trace(image, conditions)
-        heads, d_last = self._heads_backward(given, t)
+        heads, d_last = heads_backward(self._heads, given, t.pooled, t.outputs)
         encoded = t.hidden_states[-1]
         d_encoded, d_gamma, d_beta = layer_norm_backward(
             encoded, self.norm_gamma, d_last, self._epsilon
@@ -327,39 +303,6 @@ class VisionTransformer(Record):
             **heads,
         )
         return grads, d_image
-
-    def _heads_backward(
-        self, given: Mapping[str, Array | None], t: VisionTransformerTrace
-    ) -> tuple[dict[str, Any], Array]:
-        """The cotangents of the heads' parameters, and of the last hidden state."""
-        last, cls_rows = t.last_hidden_state, int(self.config.cls_token)
-        outputs: Any = t.outputs
-        d: dict[str, Any] = {
-            name: scalars.zeros(output.shape, output.dtype) if given[name] is None else given[name]
-            for name, output in vars(outputs).items()
-            if output is not None
-        }
-        pooled: Any = t.pooled
-        grads: dict[str, Any] = dict.fromkeys(
-            ("d_head_w", "d_head_b", "d_pooler_w", "d_pooler_b", "d_decoder_w", "d_decoder_b")
-        )
-        d_last = scalars.zeros(last.shape, last.dtype) + d["last_hidden_state"]
-        if self.head is not None:
-            own, d_pooled = linear_backward(self.head, pooled, d["logits"])
-            grads |= {"d_head_w": own.d_weights, "d_head_b": own.d_bias}
-            d_last = d_last + pool_backward(d_pooled, self.config.pool, cls_rows, len(last))
-        if self.pooler is not None:
-            d_pre = tanh_backward(outputs.pooler_output, d["pooler_output"])
-            own, d_row = linear_backward(self.pooler, last[0], d_pre)
-            grads |= {"d_pooler_w": own.d_weights, "d_pooler_b": own.d_bias}
-            d_last[0] += d_row
-        if self.decoder is not None:
-            d_w, d_b, d_rows = decode_backward(
-                self.decoder, last[cls_rows:], d["reconstruction"], self.config.decoder_stride
-            )
-            grads |= {"d_decoder_w": d_w, "d_decoder_b": d_b}
-            d_last[cls_rows:] += d_rows
-        return grads, d_last
 
     def _sequence_backward(
         self, d_sequence: Array, conditions: Conditions, grid: tuple[int, int]
@@ -427,34 +370,18 @@ class VisionTransformer(Record):
             tangent.norm_beta,
             self._epsilon,
         )
-        return self._heads_jvp(tangent, t, d_last, self._grid(image))
-
-    def _heads_jvp(
-        self, tangent: Any, t: VisionTransformerTrace, d_last: Array, grid: tuple[int, int]
-    ) -> Outputs:
-        """The tangents of all outputs; the tangent has the heads that the model has."""
-        c, cls_rows, last = self.config, int(self.config.cls_token), t.last_hidden_state
-        pooled: Any = t.pooled
-        pooler_output: Any = t.outputs.pooler_output
-        d_logits = d_pooler = d_reconstruction = None
-        if self.head is not None:
-            d_pooled = pool(d_last, c.pool, cls_rows)
-            d_logits = linear_jvp(self.head, pooled, tangent.head, d_pooled)
-        if self.pooler is not None:
-            d_pre = linear_jvp(self.pooler, last[0], tangent.pooler, d_last[0])
-            d_pooler = tanh_backward(pooler_output, d_pre)
-        if self.decoder is not None:
-            d_reconstruction = decode_jvp(
-                self.decoder,
-                last[cls_rows:],
-                tangent.decoder,
-                d_last[cls_rows:],
-                grid,
-                c.decoder_stride,
-            )
-        return Outputs(d_last, d_logits, d_pooler, d_reconstruction)
+        return heads_jvp(
+            self._heads, tangent._heads, d_last, t.pooled, t.outputs, self._grid(image)
+        )
 
     # ---- what a call must fit --------------------------------------------------------------------
+
+    @property
+    def _heads(self) -> Heads:
+        c = self.config
+        return Heads(
+            self.head, self.pooler, self.decoder, c.pool, int(c.cls_token), c.decoder_stride
+        )
 
     @property
     def _epsilon(self) -> str:
