@@ -51,7 +51,7 @@ def to_flat(model: ViT | VisionTransformer) -> Flat:
         The arrays by flat name, in the specification's order; read-only views where possible.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
-    arrays = {_dotted(path): _to_numpy(leaf) for path, leaf in leaves}
+    arrays = {dotted(path): _to_numpy(leaf) for path, leaf in leaves}
     flat = {}
     for name in model.parameter_shapes():
         if name in arrays:
@@ -110,7 +110,7 @@ def load(model: Model, flat: Mapping[str, Any]) -> Model:
     """
 
     def leaf(path: Any, shape: Any) -> jax.Array:
-        name = _dotted(path)
+        name = dotted(path)
         return _to_devices(_read(flat, name, shape, model), name, model)
 
     with jax.enable_x64(True):  # else JAX would round float64 to float32
@@ -131,7 +131,7 @@ def fill(model: Model, flat: Mapping[str, Any]) -> Model:
             _subject(model), [f"scalar type {found}: expected {model.param_dtype}, the model's"]
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, shape: _read(flat, _dotted(path), shape, model), model
+        lambda path, shape: _read(flat, dotted(path), shape, model), model
     )
 
 
@@ -177,6 +177,6 @@ def _to_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
+def dotted(path: tuple[Any, ...]) -> str:
     """The path of a leaf through the modules; the last step, into the Variable, has no name."""
     return ".".join(str(getattr(key, "name", getattr(key, "idx", ""))) for key in path[:-1])

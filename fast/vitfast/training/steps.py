@@ -11,6 +11,9 @@ A model is a pytree, so Optax takes it as it is, and its state has the model's s
 
         key, of_step = jax.random.split(key)
         model, opt_state, loss = step(model, opt_state, images, labels, of_step)
+
+`make_update` makes the same step of a `TrainState`, as `vitfast.fit` takes it: with any objective,
+figures to report, and the batch in parts whose gradients are averaged.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
+from vitfast.sharding import reshape
+from vitfast.training import objectives
+from vitfast.training.objectives import Classification, Objective
+from vitfast.training.state import TrainState, step_key
 from vitfast.vision_transformer import VisionTransformer
 from vitfast.vit import ViT
 
@@ -31,6 +38,9 @@ Loss = Callable[[jax.Array, Any], jax.Array]
 
 Step = Any
 """A jitted function (model, opt_state, images, labels, key=None) -> (model, opt_state, loss)."""
+
+Update = Any
+"""A jitted function (state, batch) -> (state, figures)."""
 
 
 def cross_entropy(
@@ -42,8 +52,7 @@ def cross_entropy(
         logits: of any float type.
         labels: the number of each image's class, from 0.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return objectives.smoothed_cross_entropy(logits, labels, 0.0).mean()
 
 
 def logits_of(model: ViT | VisionTransformer, images: Any, key: Any = None) -> jax.Array:
@@ -57,14 +66,9 @@ def logits_of(model: ViT | VisionTransformer, images: Any, key: Any = None) -> j
     Raises:
         ValueError: the model has no classifier, or no dropout to draw.
     """
-    if isinstance(model, VisionTransformer):
-        logits = model(images, rngs=key).logits
-        if logits is None:
-            raise ValueError("model: expected a classifier, got one without (num_classes is 0)")
-        return logits
-    if key is not None:
+    if key is not None and not isinstance(model, VisionTransformer):
         raise ValueError("key: a ViT has no dropout; expected None")
-    return model(images)
+    return objectives.logits_of(model, images, key)
 
 
 def make_train_step(optimizer: optax.GradientTransformation, loss: Loss = cross_entropy) -> Step:
@@ -88,3 +92,89 @@ def make_train_step(optimizer: optax.GradientTransformation, loss: Loss = cross_
         return optax.apply_updates(model, updates), opt_state, value
 
     return jax.jit(step, donate_argnums=(0, 1))
+
+
+def make_update(
+    optimizer: optax.GradientTransformation,
+    objective: Objective | None = None,
+    *,
+    accumulation: int = 1,
+    schedule: optax.Schedule | None = None,
+) -> Update:
+    """A jitted function that takes one step of a state: (state, batch) -> (state, figures).
+
+    The state that it is given is donated. Figures are scalars on the device: the batch's `loss`
+    before the update, `grad_norm` before any clipping, and the `learning_rate` if there is a
+    schedule.
+
+    Args:
+        optimizer: the update rule.
+        objective: what to minimise; None is classification.
+        accumulation: into how many equal parts the batch is cut, whose gradients are averaged: the
+            step needs the memory of one part. The gradient is that of the whole batch, but for what
+            is random: each part draws from a key of its own.
+        schedule: the learning rate by step, to report.
+    """
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, gradients = loss_and_gradients(
+            state.model, batch, step_key(state), objective=objective, accumulation=accumulation
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
+        model = optax.apply_updates(state.model, updates)
+        figures = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+        if schedule is not None:
+            figures["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        return TrainState(state.step + 1, model, opt_state, state.key), figures
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def loss_and_gradients(
+    model: Any,
+    batch: Any,
+    key: Any,
+    weights: Any = None,
+    *,
+    objective: Objective | None = None,
+    accumulation: int = 1,
+) -> tuple[jax.Array, Any]:
+    """The loss of a batch, and its gradient: a model whose parameters are derivatives.
+
+    This is what `make_update` computes, inside of its program. Of several parts, part i has the
+    rows i, i + accumulation, ..., so that on a mesh every device has its share of each, and draws
+    from fold_in(key, i); a single one draws from the key itself.
+
+    Args:
+        model: of either family.
+        batch: images (b, H, W, C) and labels (b,).
+        key: where dropout and masks draw from; None is no dropout.
+        weights: (b,) what multiplies the images' losses before they are added up; None is 1 / b.
+        objective: what to minimise; None is classification.
+        accumulation: into how many equal parts the batch is cut.
+    """
+    wanted, parts = objective or Classification(), accumulation
+
+    def loss(model: Any, batch: Any, weights: Any, key: Any) -> jax.Array:
+        losses = wanted.losses(model, batch, key)
+        return losses.mean() / parts if weights is None else (losses * weights).sum()
+
+    of_part = jax.value_and_grad(loss)
+    if parts == 1:
+        return of_part(model, tuple(batch), weights, key)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        number, rows, row_weights = part
+        key_of_part = None if key is None else jax.random.fold_in(key, number)
+        return jax.tree.map(jnp.add, total, of_part(model, rows, row_weights, key_of_part)), None
+
+    cut = jax.tree.map(lambda rows: in_parts(jnp.asarray(rows), parts), (tuple(batch), weights))
+    first = jax.tree.map(lambda rows: rows[0], cut)
+    dtype = jax.eval_shape(loss, model, *first, key).dtype
+    nothing = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, model))
+    return jax.lax.scan(add, nothing, (jnp.arange(parts), *cut))[0]
+
+
+def in_parts(rows: jax.Array, parts: int) -> jax.Array:
+    """(b, ...) as (parts, b / parts, ...): part i has the rows i, i + parts, ..."""
+    return jnp.moveaxis(reshape(rows, len(rows) // parts, parts, *rows.shape[1:]), 1, 0)
