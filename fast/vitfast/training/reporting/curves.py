@@ -1,4 +1,7 @@
-"""The curves of a run: loss and accuracy against steps and epochs, of training and test images."""
+"""The curves of a run: loss and accuracy against steps and epochs.
+
+Those of training, validation and test images are drawn together.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vitfast.training.reporting.figures import TEST, TRAIN, new_figure, save
+from vitfast.training.reporting.figures import new_figure, save
 from vitfast.training.reporting.metrics import by_step
 
-COLOURS = {"train": TRAIN, "test": TEST}
+COLOURS = {"train": "#1f6fb4", "validation": "#7a7a7a", "test": "#d1571b"}
+"""Blue, grey and orange, which also the colour-blind can tell apart."""
 
 MANY = 60
 """Points, above which a curve is drawn pale, with its running mean over it."""
@@ -27,8 +31,8 @@ def draw_curves(
     """Draw them as a PNG.
 
     Args:
-        records: of a `MetricsLog`: train_loss, train_accuracy, test_loss, test_accuracy, each where
-            there is one. Accuracies are fractions.
+        records: of a `MetricsLog`: loss and accuracy of train, validation and test, as train_loss,
+            each where there is one. Accuracies are fractions.
         path: where to write.
         title: above the picture.
         steps_per_epoch: for an axis in epochs, above that in steps.
@@ -85,9 +89,9 @@ def _label(split: str, metric: str, steps: np.ndarray, values: np.ndarray) -> st
         return f"{split}: not finite at step {steps[~np.isfinite(values)][0]:.0f}"
     if split == "train":
         return "train"
-    if metric == "accuracy":
-        return f"test: best {finite.max():.2f} %"
-    return f"test: lowest {finite.min():.3g}"
+    best = finite.max() if metric == "accuracy" else finite.min()
+    which = "" if len(finite) == 1 else "best " if metric == "accuracy" else "lowest "
+    return f"{split}: {which}" + (f"{best:.2f} %" if metric == "accuracy" else f"{best:.3g}")
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

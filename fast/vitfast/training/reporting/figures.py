@@ -15,9 +15,6 @@ DOTS = 110
 COLOURS = 128
 """Of a picture; a palette makes it a third of its size, and nothing looks other."""
 
-TRAIN, TEST = "#1f6fb4", "#d1571b"
-"""Blue and orange, which also the colour-blind can tell apart."""
-
 
 def new_figure(width: float, height: float) -> Any:
     """A figure of so many inches, whose parts find their room by themselves."""

@@ -22,9 +22,9 @@ from vitfast.training.reporting.files import NOT_FINITE, failed, plain, write_wh
 class MetricsLog:
     """A file of records, each of which has its "step" and some metrics.
 
-    Names are flat: epoch, learning_rate, train_loss, train_accuracy, test_loss, test_accuracy,
-    grad_norm, images_per_second. Two records of one step add to each other. Append what belongs to
-    a step before its checkpoint is saved: then it is there when the run goes on from it.
+    Names are flat: epoch, learning_rate, grad_norm, images_per_second; loss and accuracy of train,
+    validation and test, as train_loss. Two records of one step add to each other. Append what
+    belongs to a step before its checkpoint is saved: then it is there when the run goes on from it.
 
     Args:
         path: the file; it is made if there is none.

@@ -22,8 +22,10 @@ RUN, LOCK = "run.json", ".lock"
 OURS = (LOCK, f".{RUN}.new")
 """What a process that was killed as it began may have left."""
 
-MAY_CHANGE = (
-    "config.keep", "config.checkpoint_every", "config.check_gradients", "config.check_images"
+MAY_CHANGE = tuple(
+    f"config.{name}"
+    for name in ("keep", "checkpoint_every", "check_gradients", "check_images", "log_every",
+                 "tensorboard", "evaluation_batch_size")
 )  # fmt: skip
 """What can be other when a run goes on: the weights do not follow from it."""
 

@@ -51,4 +51,4 @@ class TensorBoardScalars:
 
 def _tag(name: str) -> str:
     split, _, metric = name.partition("_")
-    return f"{metric}/{split}" if split in ("train", "test") else name
+    return f"{metric}/{split}" if split in ("train", "validation", "test") else name
