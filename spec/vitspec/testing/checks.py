@@ -16,7 +16,7 @@ import numpy as np
 from vitspec.testing import implementations, laws
 from vitspec.testing.cases import KINK_MARGIN
 from vitspec.testing.kinds import ILL_FORMED as ILL_FORMED
-from vitspec.testing.kinds import KINDS, SMOKE_IMAGE, AnyCase, Config
+from vitspec.testing.kinds import KINDS, AnyCase, Config
 from vitspec.testing.kinds import SMOKE_CONFIGS as SMOKE_CONFIGS
 from vitspec.testing.photograph import load_photograph
 from vitspec.testing.precision import Precision
@@ -221,7 +221,8 @@ def _relative_size(a: Any, b: Any) -> float:
 def check_ill_formed(implementation: Any, precision: Precision, place: str) -> Iterator[Result]:
     """The implementation raises an error for a configuration that breaks a rule."""
     kind = KINDS[implementation.spec]
-    good = kind.smoke_configs[0]
+    good = implementations.closest(implementation, kind.smoke_configs[0])
+    image_shape = kind.smoke_case(good).image_shape
     for label, change in kind.ill_formed.items():
         config = replace(good, **change)
         check = f"ill-formed.{label}"
@@ -232,8 +233,8 @@ def check_ill_formed(implementation: Any, precision: Precision, place: str) -> I
                     check, place, "passed", reason=f"refused: {reason}", point=repr(config)
                 )
                 continue
-            point = _point_of_any_config(implementation.spec, config).rounded(precision)
-            implementations.forward(implementation, point, precision)
+            point = _point_of_any_config(implementation.spec, config, image_shape)
+            implementations.forward(implementation, point.rounded(precision), precision)
         except Exception as error:  # any error is a refusal; a crash of the process is not
             text = f"refused: {type(error.__cause__ or error).__name__}"
             yield Result(check, place, "passed", reason=text, point=repr(config))
@@ -242,12 +243,12 @@ def check_ill_formed(implementation: Any, precision: Precision, place: str) -> I
             yield Result(check, place, "failed", reason=reason, point=repr(config))
 
 
-def _point_of_any_config(spec: str, config: Config) -> Point:
+def _point_of_any_config(spec: str, config: Config, image_shape: tuple[int, ...]) -> Point:
     """Arrays of the shapes that an ill-formed configuration asks for."""
     rng = np.random.default_rng(0)
     shapes = KINDS[spec].any_shapes(config)
     params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-    images = rng.standard_normal((2, *SMOKE_IMAGE))
+    images = rng.standard_normal((2, *image_shape))
     return Point(spec, config, params, images, rng.standard_normal((2, config.num_classes)))
 
 
@@ -264,7 +265,8 @@ def smoke(implementation: Any, precision: Precision, config: Any = None) -> Any:
         AdapterError: it does not; nothing else is worth running.
     """
     kind = KINDS[implementation.spec]
-    candidates = (config,) if config else kind.smoke_configs
+    known = [implementations.closest(implementation, c) for c in kind.smoke_configs]
+    candidates = [config] if config else known
     reasons = [implementations.why_unsupported(implementation, c) for c in candidates]
     if all(reasons):
         raise implementations.AdapterError(
@@ -319,8 +321,7 @@ def random_trial(
     """The trial of the small case number `index` of `seed`."""
     kind = KINDS[implementation.spec]
     case = kind.random_case(np.random.default_rng([seed, index]))
-    if config is not None:
-        case = kind.with_config(case, config)
+    case = _with_config(implementation, case, config)
     return case_trial(implementation, precision, case, f"case {index}")
 
 
@@ -330,9 +331,14 @@ def law_trial(
     """The trial of the laws number `index` of `seed`."""
     kind = KINDS[implementation.spec]
     case = kind.tiled_case(np.random.default_rng([seed, index, 1]))
-    if config is not None:
-        case = kind.with_config(case, config)
+    case = _with_config(implementation, case, config)
     return case_trial(implementation, precision, case, f"law {index}")
+
+
+def _with_config(implementation: Any, case: AnyCase, config: Config | None) -> AnyCase:
+    """The case with the user's configuration, or else the closest that is supported."""
+    config = config or implementations.closest(implementation, case.config)
+    return case if config == case.config else KINDS[case.spec].with_config(case, config)
 
 
 def photograph_trial(
@@ -343,7 +349,7 @@ def photograph_trial(
 ) -> Trial:
     """The trial of the photograph, with a fresh random model, of full size if none is given."""
     kind = KINDS[implementation.spec]
-    config = config or kind.full_size
+    config = config or implementations.closest(implementation, kind.full_size)
     rng = np.random.default_rng([seed, 1])
     params = kind.full_size_parameters(config, rng)
     cotangent = rng.standard_normal((1, config.num_classes))

@@ -13,7 +13,9 @@ An implementation is any object with
   and any intermediate values by name (`vitspec.testing.reference.trace_taps`);
 - `vjp(config, params, images, cotangent)`: cotangent (B, K) -> ({name: d_param}, d_images), the
   parameters' cotangents summed over the batch. Without it only the forward is checked;
-- `supports(config)`, if it cannot do all: None, or why not.
+- `supports(config)`, if it cannot do all: None, or why not;
+- `closest(config)`, likewise: the nearest configuration that it can do. What the kit draws is then
+  of such configurations, where it would be passed over.
 
 `params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that an implementation is
 given are NumPy's and read-only: float64 for float64, float32 for the others, with numbers that its
@@ -140,7 +142,7 @@ def planted_implementation(mistakes: str) -> Any:
 
 def _peer(target: str) -> Any:
     # Here, because the adapters are made with this module.
-    from vitspec.testing.adapters.peers.registry import PEERS, PeerMissing, load_peer
+    from vitspec.testing.adapters.peers.registry import PEERS, MissingPeerError, load_peer
 
     if target not in PEERS:
         raise AdapterError(
@@ -149,7 +151,7 @@ def _peer(target: str) -> Any:
         )
     try:
         return load_peer(target)
-    except PeerMissing as error:
+    except MissingPeerError as error:
         raise AdapterError(str(error)) from error
 
 
@@ -211,6 +213,9 @@ def interface_problems(implementation: Any) -> Iterator[str]:
     for method in ("vjp", "supports"):
         if not callable(getattr(implementation, method, len)):
             yield f"{method}: expected a method, or none"
+    closest = getattr(implementation, "closest", None)
+    if closest is not None and not callable(closest):
+        yield "closest: expected a method, or none"
 
 
 def dtypes_of(implementation: Any) -> tuple[Any, ...]:
@@ -250,6 +255,20 @@ def why_unsupported(implementation: Any, config: Config) -> str | None:
     raise AdapterError(
         f"{implementation.name}.supports must return None or why not, got {reason!r}"
     )
+
+
+def closest(implementation: Any, config: Config) -> Config:
+    """The nearest configuration that the implementation says it can do; else this one."""
+    method = getattr(implementation, "closest", None)
+    if method is None:
+        return config
+    with guarded(implementation, "closest", config):
+        found = method(config)
+    if not isinstance(found, type(config)):
+        raise AdapterError(
+            f"{implementation.name}.closest must return a {type(config).__name__}, got {found!r}"
+        )
+    return found
 
 
 # ---- calling -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from vitspec.testing.precision import PRECISIONS
 from vitspec.typing import Array
 
 Supports = Callable[[Any], str | None]
+Closest = Callable[[Any], Any]
 Result = dict[str, Any]
 
 KEPT = 16
@@ -28,6 +29,7 @@ class Adapter:
         spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
         dtype: the precisions that it computes in, the default first.
         name_map: their names for the parameters; None if they use ours.
+        closest: from a configuration to the nearest one that it can compute; None if it says none.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class Adapter:
         dtype: str | tuple[str, ...],
         name_map: NameMap | None,
         supports: Supports | None,
+        closest: Closest | None = None,
     ) -> None:
         self.name, self.version, self.spec = name, version, spec
         self.name_map = name_map
         self.dtype = dtype
+        self.closest = closest
         check_dtypes(dtype)
         if spec not in KINDS:  # a name map leads to the specification's names
             raise ValueError(f"spec: expected one of {', '.join(KINDS)}, got {spec!r}")

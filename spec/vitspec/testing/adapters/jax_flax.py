@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.adapters.adapter import Adapter, Result, Supports, split_output
+from vitspec.testing.adapters.adapter import Adapter, Closest, Result, Supports, split_output
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
 from vitspec.typing import Array
@@ -47,6 +47,7 @@ def from_jax(
     quick: bool = True,
     channels_last: bool = False,
     supports: Supports | None = None,
+    closest: Closest | None = None,
 ) -> JaxAdapter:
     """An implementation made of a JAX function.
 
@@ -68,6 +69,8 @@ def from_jax(
             hundreds of them, and most of its time would go into compiling.
         channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
         supports: called with a config; None, or why the function does not compute such models.
+        closest: called with a config; the nearest one that it can compute. Cases are then of such
+            models, instead of passed over.
     """
 
     def model(config: Any, *size: int) -> _Model:
@@ -94,6 +97,7 @@ def from_jax(
         dtype=dtype,
         name_map=name_map,
         supports=supports,
+        closest=closest,
     )
 
 
@@ -110,6 +114,7 @@ def from_nnx(
     quick: bool = True,
     channels_last: bool = False,
     supports: Supports | None = None,
+    closest: Closest | None = None,
 ) -> JaxAdapter:
     """An implementation made of a Flax NNX module.
 
@@ -127,6 +132,7 @@ def from_nnx(
         quick: as in `from_jax`.
         channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
         supports: called with a config; None, or why the module does not compute such models.
+        closest: as in `from_jax`.
     """
 
     def model(config: Any, *size: int) -> _Model:
@@ -157,6 +163,7 @@ def from_nnx(
         dtype=dtype,
         name_map=name_map,
         supports=supports,
+        closest=closest,
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from vitspec.testing.adapters.adapter import Adapter, Result, Supports, split_output
+from vitspec.testing.adapters.adapter import Adapter, Closest, Result, Supports, split_output
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
 from vitspec.typing import Array
@@ -31,6 +31,7 @@ def from_torch(
     training: bool = False,
     taps: Mapping[str, str] | None = None,
     supports: Supports | None = None,
+    closest: Closest | None = None,
 ) -> TorchAdapter:
     """An implementation made of a PyTorch module.
 
@@ -49,6 +50,8 @@ def from_torch(
         taps: intermediate values to report too: {our name for the value: the submodule that returns
             it}, both with `{i}` for the number of a layer.
         supports: called with a config; None, or why the module does not compute such models.
+        closest: called with a config; the nearest one that it can compute. Cases are then of such
+            models, instead of passed over.
     """
     return TorchAdapter(
         lambda config, *size: _module_model(build(config, *size), training, config, taps or {}),
@@ -59,6 +62,7 @@ def from_torch(
         dtype=dtype,
         name_map=name_map,
         supports=supports,
+        closest=closest,
     )
 
 
@@ -72,6 +76,7 @@ def from_torch_function(
     dtype: str | tuple[str, ...] = ("float32", "float64"),
     device: str = "cpu",
     supports: Supports | None = None,
+    closest: Closest | None = None,
 ) -> TorchAdapter:
     """An implementation made of a function (config, parameters, images) -> logits of tensors.
 
@@ -91,6 +96,7 @@ def from_torch_function(
         dtype=dtype,
         name_map=name_map,
         supports=supports,
+        closest=closest,
     )
 
 

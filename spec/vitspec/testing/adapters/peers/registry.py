@@ -17,7 +17,7 @@ PEERS: dict[str, Peer] = {peer.name: peer for peer in (*TORCH_PEERS, *JAX_PEERS)
 """The peers of the practical family."""
 
 
-class PeerMissing(ImportError):
+class MissingPeerError(ImportError):
     """What a peer needs is not installed, or does not import; the message is one line."""
 
 
@@ -25,11 +25,11 @@ def load_peer(name: str) -> Any:
     """The implementation of a peer.
 
     Raises:
-        PeerMissing: something that it needs is not installed, or does not import.
+        MissingPeerError: something that it needs is not installed, or does not import.
     """
     peer = PEERS[name]
     if missing := peer.missing:
-        raise PeerMissing(
+        raise MissingPeerError(
             f"the peer {name!r} needs {', '.join(missing)}, not installed here: "
             f"python -m pip install {' '.join(missing)}"
         )
@@ -39,4 +39,4 @@ def load_peer(name: str) -> Any:
         return found if hasattr(found, "forward") else found()
     except ImportError as error:
         text = " ".join(str(error).split())
-        raise PeerMissing(f"the peer {name!r} does not import: {text}") from error
+        raise MissingPeerError(f"the peer {name!r} does not import: {text}") from error

@@ -1,0 +1,182 @@
+"""Textbooks' ViTs in plain Flax modules: the NNX tutorial's (NNX), and D2L's (Linen).
+
+Written after the texts, with their modules' names; `vitfast.textbooks` has the same functions on
+the fast path, and shares nothing with these.
+
+Sources: "NNX Vision Transformer" and "NNX Transformer Encoder Block" of the Flax NNX track on
+crackedaicode.com; "Transformers for Vision" and "Multi-Head Attention" of d2l-ai/d2l-en.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.jax_flax import JaxAdapter, from_nnx
+from vitspec.testing.adapters.peers.abilities import Abilities
+from vitspec.testing.adapters.peers.linen import from_linen
+from vitspec.testing.adapters.practical_maps_jax import D2L, NNX_TUTORIAL
+from vitspec.vision_transformer_config import VisionTransformerConfig
+
+BOTH = ("float32", "float64")
+
+FLAX_EPSILON = 1e-6
+
+TUTORIAL_ABILITIES = Abilities(
+    only={
+        "activation": ("relu",), "layer_norm_eps": (FLAX_EPSILON,), "qkv_bias": (True,),
+        "output_bias": (True,), "layer_scale": (False,), "cls_token": (False,), "pool": ("mean",),
+    },
+    square_patches=True,
+)  # fmt: skip
+
+D2L_ABILITIES = Abilities(
+    only={
+        "activation": ("gelu_tanh",), "layer_norm_eps": (FLAX_EPSILON,), "layer_scale": (False,),
+        "cls_token": (True,), "pool": ("cls",),
+    },
+    whole_patches=True,
+    also=lambda config: replace(config, output_bias=config.qkv_bias),  # one switch is for both
+)  # fmt: skip
+
+
+def nnx_tutorial() -> JaxAdapter:
+    """The tutorial's mean-pool ViT."""
+    return from_nnx(
+        nnx_tutorial_module,
+        NNX_TUTORIAL,
+        name="nnx-tutorial",
+        version=installed_version("flax"),
+        spec="vision-transformer",
+        dtype=BOTH,
+        channels_last=True,
+        supports=TUTORIAL_ABILITIES.supports,
+        closest=TUTORIAL_ABILITIES.closest,
+    )
+
+
+def d2l() -> JaxAdapter:
+    """D2L's `ViT`, in its edition for JAX."""
+    return from_linen(
+        d2l_module,
+        D2L,
+        D2L_ABILITIES,
+        name="d2l",
+        version=installed_version("flax"),
+        dtype=BOTH,
+    )
+
+
+def nnx_tutorial_module(
+    config: VisionTransformerConfig,
+    in_channels: int,
+    height: int,
+    width: int,
+    *,
+    seed: int = 0,
+    param_dtype: Any = np.float32,
+) -> Any:
+    """The tutorial's module, on images (B, H, W, C), as `nnx.Rngs(seed)` draws it."""
+    jnp, nnx, c = framework("jax.numpy"), framework("flax.nnx"), config
+    jax, D, P = framework("jax"), c.embed_dim, c.patch_h
+    rows, given = (height // P) * (width // P), {"param_dtype": param_dtype}
+
+    class MHA(nnx.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, rngs: Any) -> None:
+            self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+                nnx.Linear(D, D, rngs=rngs, **given) for _ in range(4)
+            )
+
+        def __call__(self, x: Any) -> Any:
+            q, k, v = (
+                project(x).reshape(*x.shape[:2], c.head_count, -1).swapaxes(1, 2)
+                for project in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            weights = jax.nn.softmax(q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1]).astype(x.dtype))
+            return self.out_proj((weights @ v).swapaxes(1, 2).reshape(x.shape))
+
+    class EncoderBlock(nnx.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, rngs: Any) -> None:
+            self.ln1 = nnx.LayerNorm(D, rngs=rngs, **given)
+            self.attn = MHA(rngs)
+            self.ln2 = nnx.LayerNorm(D, rngs=rngs, **given)
+            self.ff1 = nnx.Linear(D, c.hidden_dim, rngs=rngs, **given)
+            self.ff2 = nnx.Linear(c.hidden_dim, D, rngs=rngs, **given)
+
+        def __call__(self, x: Any) -> Any:
+            x = x + self.attn(self.ln1(x))
+            return x + self.ff2(nnx.relu(self.ff1(self.ln2(x))))
+
+    class ViT(nnx.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, rngs: Any) -> None:
+            self.patch_embed = nnx.Conv(
+                in_channels, D, (P, P), strides=P, padding="VALID", rngs=rngs, **given
+            )
+            self.pos_embed = nnx.Param(jnp.zeros((rows, D), param_dtype))
+            self.blocks = nnx.List([EncoderBlock(rngs) for _ in range(c.num_layers)])
+            self.ln = nnx.LayerNorm(D, rngs=rngs, **given)
+            self.head = nnx.Linear(D, c.num_classes, rngs=rngs, **given)
+
+        def __call__(self, images: Any) -> Any:
+            x = self.patch_embed(images).reshape(len(images), rows, D) + self.pos_embed[...]
+            for block in self.blocks:
+                x = block(x)
+            return self.head(self.ln(x).mean(axis=1))
+
+    return ViT(nnx.Rngs(seed))
+
+
+def d2l_module(config: VisionTransformerConfig) -> Any:
+    """The book's module, on images (B, H, W, C); dropout is left out, as when it is evaluated."""
+    jnp, nn, jax, c = framework("jax.numpy"), framework("flax.linen"), framework("jax"), config
+    D, patch = c.embed_dim, (c.patch_h, c.patch_w)
+    projection = partial(nn.Dense, D, use_bias=c.qkv_bias)
+
+    class PatchEmbedding(nn.Module):  # type: ignore[misc, name-defined]
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.Conv(D, patch, strides=patch, padding="SAME", name="conv")(x)
+            return x.reshape(len(x), -1, D)
+
+    class MultiHeadAttention(nn.Module):  # type: ignore[misc, name-defined]
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            q, k, v = (
+                projection(name=f"W_{letter}")(x)
+                .reshape(*x.shape[:2], c.head_count, -1)
+                .swapaxes(1, 2)
+                for letter in "qkv"
+            )
+            scores = q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1]).astype(x.dtype)
+            heads = jax.nn.softmax(scores) @ v
+            return projection(name="W_o")(heads.swapaxes(1, 2).reshape(x.shape))
+
+    class ViTMLP(nn.Module):  # type: ignore[misc, name-defined]
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(D)(nn.gelu(nn.Dense(c.hidden_dim)(x)))
+
+    class ViTBlock(nn.Module):  # type: ignore[misc, name-defined]
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = x + MultiHeadAttention(name="attention")(nn.LayerNorm()(x))
+            return x + ViTMLP(name="mlp")(nn.LayerNorm()(x))
+
+    class ViT(nn.Module):  # type: ignore[misc, name-defined]
+        @nn.compact
+        def __call__(self, images: Any) -> Any:
+            x = PatchEmbedding(name="patch_embedding")(images)
+            zeros = nn.initializers.zeros
+            token = self.param("cls_token", zeros, (1, 1, D))
+            x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+            x = x + self.param("pos_embed", zeros, (1, c.token_count, D))
+            for i in range(c.num_layers):
+                x = ViTBlock(name=f"blks_{i}")(x)
+            head = nn.Sequential([nn.LayerNorm(), nn.Dense(c.num_classes)], name="head")
+            return head(x[:, 0])
+
+    return ViT()
