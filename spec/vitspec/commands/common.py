@@ -1,21 +1,50 @@
-"""What the commands share: the console, progress, exits, where files go."""
+"""What the commands share: how they are put together, the console, progress, exits, files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import vitspec
+
 CONFORMS, MISMATCH, USAGE, BROKEN = 0, 1, 2, 3
 """Exit codes: conforms (or done); does not; wrong usage; the implementation could not be run."""
 
 console = Console()
+
+_program = ContextVar("_program", default="vitspec")
+
+
+def command_line(name: str, about: str, *commands: Callable[..., Any]) -> typer.Typer:
+    """The program `name` with these commands, and `--version`."""
+    app = typer.Typer(
+        name=name,
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(
+        version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    ) -> None:
+        _program.set(name)
+        if version:
+            console.print(f"{name} {vitspec.__version__}", highlight=False)
+            raise typer.Exit
+
+    for command in commands:
+        app.command()(command)
+    return app
 
 
 @contextmanager
@@ -46,6 +75,7 @@ def require_writable(option: str, file: Path | None) -> None:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    """Print one line to standard error and exit."""
-    Console(stderr=True).print(f"vitspec: {message}", highlight=False, soft_wrap=True, markup=False)
+    """Print one line to standard error, which begins with the program's name, and exit."""
+    text = f"{_program.get()}: {message}"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(code)
