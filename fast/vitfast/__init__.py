@@ -12,6 +12,7 @@ from vitfast.sharding import (
     make_mesh,
     shard_images,
 )
+from vitfast.textbooks import D2LViT, vit_forward
 from vitfast.training import cross_entropy, make_train_step
 from vitfast.vision_transformer import Outputs, VisionTransformer
 from vitfast.vit import Taps, ViT
@@ -19,6 +20,7 @@ from vitfast.vit import Taps, ViT
 __all__ = [
     "AttentionFn",
     "BlockFactors",
+    "D2LViT",
     "Factors",
     "NoSharding",
     "Outputs",
@@ -37,4 +39,5 @@ __all__ = [
     "make_train_step",
     "shard_images",
     "to_flat",
+    "vit_forward",
 ]

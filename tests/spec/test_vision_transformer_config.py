@@ -190,6 +190,7 @@ FORMULAS = {
     "jimm-vit-base": vit(768, 3072, 12, 16, 196) + head(768, 1000),
     "nnx-tutorial": vit(768, 3072, 12, 16, 195) - 768 + head(768, 1000),
     "d2l": vit(512, 2048, 2, 16, 36, channels=1, biases=0) + head(512, 10),
+    "d2l-pytorch": vit(512, 2048, 2, 16, 36, channels=1, biases=0) + head(512, 10),
 }
 
 

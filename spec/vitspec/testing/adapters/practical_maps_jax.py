@@ -15,7 +15,12 @@ NNX_TUTORIAL = NameMap(
         Rule("pos_embed", "pos_enc.pos"),
         *(
             Rule(f"blocks.{{i}}.attn.{name}.{theirs}", f"{LAYER}mha.{ours}{letter}")
-            for name, letter in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "o"))
+            for name, letter in (
+                ("q_proj", "q"),
+                ("k_proj", "k"),
+                ("v_proj", "v"),
+                ("out_proj", "o"),
+            )
             for theirs, ours in (("kernel", "w"), ("bias", "b"))
         ),
         *(
@@ -98,7 +103,9 @@ JIMM = NameMap(
             for theirs, ours in (("kernel", f"w{number}"), ("bias", f"b{number}"))
         ),
         *(
-            Rule(f"encoder.encoder.layers.norm{number}.{theirs}", f"{ALL_LAYERS}norm{number}_{ours}")
+            Rule(
+                f"encoder.encoder.layers.norm{number}.{theirs}", f"{ALL_LAYERS}norm{number}_{ours}"
+            )
             for number in (1, 2)
             for theirs, ours in (("scale", "gamma"), ("bias", "beta"))
         ),
@@ -109,7 +116,7 @@ JIMM = NameMap(
     ),
     (Constant("encoder.vision_position_ids", "1 n"),),
 )
-"""`vitspec.testing.adapters.peers.jimm`: the blocks' parameters stacked, as jimm scans over them."""
+"""`vitspec.testing.adapters.peers.jimm`: blocks stacked, as jimm scans over them."""
 
 BIG_VISION = NameMap(
     "big_vision's ViT",

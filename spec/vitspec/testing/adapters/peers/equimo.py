@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from vitspec.testing.adapters.frameworks import framework, installed_version
-from vitspec.testing.adapters.jax_flax import JaxAdapter, dotted, from_jax
+from vitspec.testing.adapters.jax_flax import JaxAdapter, from_jax
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.practical_maps_jax import EQUIMO
 from vitspec.vision_transformer_config import VisionTransformerConfig
