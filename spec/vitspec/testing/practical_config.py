@@ -8,6 +8,7 @@ It is the name of a preset (`vitspec.presets`), and perhaps changes to it:
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -36,25 +37,37 @@ def parse_practical_config(text: str) -> VisionTransformerConfig:
     True
     """
     name, *changes = [item.strip() for item in text.split(",")]
-    given: dict[str, Any] = {}
-    for item in changes:
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not (key and equals and value):
-            raise ValueError(f"expected PRESET,key=value,key=value; got {item!r} in {text!r}")
-        if key not in _KNOWN:
-            hint = difflib.get_close_matches(key, _KNOWN, n=1)
-            near = f" (did you mean {hint[0]}?)" if hint else ""
-            raise ValueError(f"unknown field {key!r}{near}; known are {', '.join(_KNOWN)}")
-        if key in given:
-            raise ValueError(f"{key} is given twice, in {text!r}")
-        given[key] = _value(key, value)
-    config = replace(preset(name), **given)
+    config = changed(preset(name), changes)
     config.check_well_formed()
     if not config.num_classes:
         raise NotWellFormed(
             text, ["num_classes: the check is of logits and needs a classifier: add num_classes=10"]
         )
     return config
+
+
+def changed(config: VisionTransformerConfig, changes: Sequence[str]) -> VisionTransformerConfig:
+    """The configuration with these changes, each "field=value"; it need not be well-formed.
+
+    Raises:
+        NotWellFormed: a value is of another type than its field.
+        ValueError: a change cannot be read, or its field is unknown or given twice.
+    """
+    given: dict[str, Any] = {}
+    for item in changes:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not (key and equals and value):
+            raise ValueError(
+                f"expected PRESET,key=value,key=value; got {item!r} in {','.join(changes)!r}"
+            )
+        if key not in _KNOWN:
+            hint = difflib.get_close_matches(key, _KNOWN, n=1)
+            near = f" (did you mean {hint[0]}?)" if hint else ""
+            raise ValueError(f"unknown field {key!r}{near}; known are {', '.join(_KNOWN)}")
+        if key in given:
+            raise ValueError(f"{key} is given twice, in {','.join(changes)!r}")
+        given[key] = _value(key, value)
+    return replace(config, **given)
 
 
 def _value(key: str, text: str) -> Any:
