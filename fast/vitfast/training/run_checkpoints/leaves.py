@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -25,8 +26,12 @@ def named_leaves(state: Any) -> dict[str, Any]:
 
 
 def with_leaves(like: Any, arrays: dict[str, Any]) -> Any:
-    """A state like the given one with the named arrays."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], like)
+    """A state like the given one with the named arrays, and those that are empty."""
+
+    def take(path: tuple[Any, ...], leaf: Any) -> Any:
+        return arrays[_name(path)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(take, like)
 
 
 def described(leaves: dict[str, Any]) -> Arrays:
@@ -49,7 +54,11 @@ def difference(found: Arrays, expected: Arrays) -> str | None:
 
 
 def to_save(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The arrays as several processes can write them: what only one of them has, on the mesh."""
+    """The arrays as Orbax can write them, which are not empty.
+
+    With several processes, those that only one of them has are put on the mesh.
+    """
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.size}
     mesh = _mesh(leaves)
     if mesh is None or jax.process_count() == 1:
         return leaves
@@ -71,6 +80,7 @@ def to_restore(leaves: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf.sharding))
         for name, leaf in leaves.items()
+        if leaf.size
     }
 
 

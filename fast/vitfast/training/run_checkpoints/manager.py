@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 ASIDE = "set-aside-"
 """Before the names of checkpoints that an earlier one has been preferred to."""
 
-LONGEST = 1024
+LONGEST = 4096
 """Bytes of what one process tells the others of damage."""
 
 
@@ -67,7 +68,7 @@ class RunCheckpoints:
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._manager: Any = None
-        self._latest = -1  # of the run's own checkpoints, that from which it began among them
+        self._latest: int | None = None  # of this run, that which it resumed from among them
         self._saving: int | None = None
         self._arrays: Arrays = {}
 
@@ -80,10 +81,10 @@ class RunCheckpoints:
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Save in the background; it returns when the state may be donated.
 
-        If the save before is still under way, this waits for it. A step of which the run has a
-        checkpoint already, saved or restored, is not saved again. The first save of a run clears up
-        after those that were killed: it removes what is unfinished, and sets aside under another
-        name the checkpoints later than the one from which the run began.
+        If the save before is still under way, this waits for it. The step that was saved last, or
+        restored, is not saved again. The first save of a run clears up after those that were
+        killed: it removes what is unfinished, and sets aside, under another name, checkpoints later
+        than the one that was restored; if none was, from this step on.
 
         Args:
             step: how many updates have been done.
@@ -106,7 +107,7 @@ class RunCheckpoints:
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(to_save(leaves)), progress=ocp.args.JsonSave(progress)
             )
-            self._manager = self._manager or self._open()
+            self._manager = self._manager or self._open(step)
             self._manager.save(step, args=args, force=True)
         except Exception as error:
             raise self._failed(error) from error
@@ -143,7 +144,7 @@ class RunCheckpoints:
         self.wait()
         self._let_go()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RunCheckpoints:
         return self
 
     def __exit__(
@@ -234,12 +235,12 @@ class RunCheckpoints:
     def _of(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def _open(self) -> Any:
-        """Orbax's manager, after clearing up."""
+    def _open(self, step: int) -> Any:
+        """Orbax's manager, after clearing up, to save a step."""
         import orbax.checkpoint as ocp
 
         if jax.process_index() == 0:
-            self._clear_up()
+            self._clear_up(step if self._latest is None else self._latest + 1)
         multihost_utils.sync_global_devices("vitfast: checkpoints cleared up")
         silence()
         return ocp.CheckpointManager(
@@ -252,13 +253,15 @@ class RunCheckpoints:
             ),
         )
 
-    def _clear_up(self) -> None:
+    def _clear_up(self, first: int) -> None:
+        """Remove what is unfinished, and set aside the checkpoints from a step on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
             if UNFINISHED in path.name and path.is_dir():
-                shutil.rmtree(path)
+                # If it was this process that failed, its threads may still be writing there.
+                shutil.rmtree(path, ignore_errors=True)
         for step in self.steps():
-            if step > self._latest:
+            if step >= first:
                 self._of(step).rename(_free(self.folder / f"{ASIDE}{step}"))
 
     def _seal(self) -> None:
@@ -269,16 +272,17 @@ class RunCheckpoints:
 
     def _failed(self, error: Exception) -> CheckpointFailed:
         step, self._saving = self._saving, None
-        self._let_go()
+        with suppress(Exception):  # which says the same again, or more of it
+            self._let_go()
         whole = next((each for each in reversed(self.steps()) if not faults(self._of(each))), None)
         last = (
             "there is none before it"
             if whole is None
-            else f"that of step {whole} is intact, and the run can be resumed from it"
+            else f"that of step {whole} is intact: resume from it when the cause is mended"
         )
         return CheckpointFailed(
             f"{self.folder}: the checkpoint of step {step} could not be written: {reason(error)};"
-            f" {last}; see that there is room on the disk"
+            f" {last}"
         )
 
     def _let_go(self) -> None:
@@ -288,7 +292,8 @@ class RunCheckpoints:
 
 
 def _is_step(path: Path) -> bool:
-    return path.name.isascii() and path.name.isdecimal() and path.is_dir()
+    name = path.name
+    return name.isascii() and name.isdecimal() and name == str(int(name)) and path.is_dir()
 
 
 def _free(path: Path) -> Path:
@@ -305,7 +310,7 @@ def _together(step: int, found: list[str]) -> list[str]:
     """What all processes have found wrong with the checkpoint of that step, the same for each."""
     if jax.process_count() == 1:
         return found
-    text = json.dumps([step, *found[:3]]).encode()
+    text = json.dumps([step, *(fault[:250] for fault in found[:3])]).encode()
     row = np.zeros(LONGEST, np.uint8)
     row[: len(text)] = np.frombuffer(text, np.uint8)
     rows = multihost_utils.process_allgather(row)

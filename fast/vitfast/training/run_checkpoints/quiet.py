@@ -9,28 +9,25 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from types import TracebackType
 
 
 def silence() -> None:
     """Silence it for good: its threads may speak up after the error has been raised."""
     logging.getLogger("absl").addFilter(_not_from_orbax)  # once, however often
-    if not isinstance(sys.excepthook, _ExceptHook):
-        sys.excepthook = _ExceptHook(sys.excepthook)
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-class _ExceptHook:
-    """`sys.excepthook` as it was, but for errors that nobody can catch."""
+class _Hook:
+    """`sys.unraisablehook` as it was, but for TensorStore's."""
 
-    def __init__(self, other: Callable[..., object]) -> None:
+    def __init__(self, other: Callable[["sys.UnraisableHookArgs"], object]) -> None:
         self.other = other
 
-    def __call__(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            self.other(kind, error, trace)
+    def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.other(unraisable)

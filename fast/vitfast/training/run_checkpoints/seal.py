@@ -70,9 +70,12 @@ def faults(folder: Path, part: int = 0, parts: int = 1) -> list[str]:
         parts: how many share the work.
     """
     try:
-        files = sorted(read_seal(folder)["files"].items())[part::parts]
+        written = read_seal(folder)
     except ValueError as error:
         return [str(error)]
+    if str(written["step"]) != folder.name:
+        return [f"it is that of step {written['step']}, renamed"]
+    files = sorted(written["files"].items())[part::parts]
     with ThreadPoolExecutor() as pool:
         return [fault for fault in pool.map(lambda item: _fault(folder, *item), files) if fault]
 
