@@ -108,7 +108,8 @@ class ImageDataset:
         Args:
             train_images: (N, H, W) grey or (N, H, W, C) with 1 or 3 channels, uint8.
             train_labels: (N,), integers from 0.
-            test_images, test_labels: the same, of the same H, W and C.
+            test_images: the same, of the same H, W and C.
+            test_labels: the same.
             class_names: the classes' names; None calls them by their numbers.
             name: what to call it.
 

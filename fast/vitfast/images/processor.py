@@ -97,12 +97,17 @@ class ImageProcessor:
             if order not in get_args(ChannelOrder):
                 raise ValueError(f"expected 'channels_last' or 'channels_first', got {order!r}")
         pixels = self._batch(images, input_data_format)
+        batch = self.normalised(pixels)
+        if data_format == "channels_first":
+            return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        return batch
+
+    def normalised(self, pixels: Any) -> Any:
+        """What the model takes for such `pixels`: float32, of the same shape (..., C)."""
         table = config.level_table(self._values())
         batch = np.empty(pixels.shape, np.float32)
         for channel in range(self.channels):
             batch[..., channel] = table[:, channel][pixels[..., channel]]
-        if data_format == "channels_first":
-            return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         return batch
 
     @property

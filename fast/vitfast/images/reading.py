@@ -66,6 +66,19 @@ def read_picture(
         raise InvalidImage([f"{label(source)}: {error}"]) from error.__cause__
 
 
+def read_header(path: Any, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
+    """Width, height and Pillow's mode of a file, by its header alone: nothing is decoded.
+
+    Raises:
+        InvalidImage: it cannot be used, as far as the header says.
+    """
+    try:
+        with without_warnings(), _opened(path) as file, _identified(file) as picture:
+            return *_checked_size(picture, max_pixels), picture.mode
+    except InvalidImage as error:
+        raise InvalidImage([f"{label(path)}: {error}"]) from error.__cause__
+
+
 def label(source: Any) -> str:
     """What to call the picture in a message."""
     if isinstance(source, str | os.PathLike):
@@ -124,6 +137,12 @@ def _opened(path: Any) -> io.BufferedReader:
 
 
 def _from_file(file: Any, max_pixels: int) -> Image.Image:
+    with _identified(file) as picture:
+        return _decoded(picture, max_pixels)
+
+
+def _identified(file: Any) -> Image.Image:
+    """The picture by its header, not yet decoded."""
     try:
         start = file.read(0)
     except Exception as error:
@@ -131,7 +150,7 @@ def _from_file(file: Any, max_pixels: int) -> Image.Image:
     if not isinstance(start, bytes):
         raise InvalidImage(['is open as text; open it with mode "rb"'])
     try:
-        picture = Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise InvalidImage(
             [
@@ -148,22 +167,11 @@ def _from_file(file: Any, max_pixels: int) -> Image.Image:
         ) from error
     except Exception as error:
         raise InvalidImage([f"is damaged: {_said(error)}"]) from error
-    with picture:
-        return _decoded(picture, max_pixels)
 
 
 def _decoded(picture: Image.Image, max_pixels: int) -> Image.Image:
     """The picture's current frame: decoded, upright, opaque; the picture itself is left alone."""
-    width, height = picture.size
-    if not width or not height:
-        raise InvalidImage(["has no pixels"])
-    if width * height > max_pixels:
-        raise InvalidImage(
-            [
-                f"{width} x {height} are {width * height} pixels, more than max_pixels "
-                f"({max_pixels}): make it smaller, or raise max_pixels if you trust it"
-            ]
-        )
+    width, height = _checked_size(picture, max_pixels)
     kind = f"{picture.format or 'picture'}, {width} x {height}"
     try:
         picture.load()
@@ -176,6 +184,21 @@ def _decoded(picture: Image.Image, max_pixels: int) -> Image.Image:
         raise InvalidImage(
             [f"damaged {kind}: {_said(error)}; copy or download it again, or leave it out"]
         ) from error
+
+
+def _checked_size(picture: Image.Image, max_pixels: int) -> tuple[int, int]:
+    """Width and height, if they are allowed."""
+    width, height = picture.size
+    if not width or not height:
+        raise InvalidImage(["has no pixels"])
+    if width * height > max_pixels:
+        raise InvalidImage(
+            [
+                f"{width} x {height} are {width * height} pixels, more than max_pixels "
+                f"({max_pixels}): make it smaller, or raise max_pixels if you trust it"
+            ]
+        )
+    return width, height
 
 
 def _upright(picture: Image.Image) -> Image.Image:
