@@ -1,6 +1,6 @@
 """The command `vitfast`.
 
-Exit codes, as of `vitspec`: 0 done, 2 wrong usage, 3 vitfast could not be run.
+Exit codes, as of `vitspec`: 0 done, 1 a check has failed, 2 wrong usage, 3 vitfast could not be run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ except ImportError as error:
         f"the command needs {error.name}: python -m pip install 'vitspec[fast]'"
     ) from error
 
-from vitfast.commands import backends, bench, memory, pretrained
+from vitfast.commands import backends, bench, memory, pretrained, train
 from vitspec.commands.common import command_line
 
 app = command_line(
@@ -26,6 +26,7 @@ app = command_line(
     pretrained.inspect,
     pretrained.attention,
     pretrained.convert,
+    train.train,
 )
 
 

@@ -43,18 +43,19 @@ PARAMETER_AXES: dict[str, tuple[tuple[str, ...], ...]] = {
     "cls_token": ((FSDP,),),
     "mask_token": ((FSDP,),),
     "pos_enc.pos": ((), (FSDP,)),
-    # Weights x W, along the dimension that the product contracts, and heads and hidden units
+    # Weights x W: model along heads and hidden units, fsdp along D. Both along D would make their
+    # product divide it, which 256 does not do to the 1408 of ViT-g; hence bq, bk, bv too
     "mha.wq": ((FSDP,), (MODEL,)),
     "mha.wk": ((FSDP,), (MODEL,)),
     "mha.wv": ((FSDP,), (MODEL,)),
-    "mha.wo": ((MODEL, FSDP), ()),
-    "mha.bq": ((MODEL, FSDP),),
-    "mha.bk": ((MODEL, FSDP),),
-    "mha.bv": ((MODEL, FSDP),),
+    "mha.wo": ((MODEL,), (FSDP,)),
+    "mha.bq": ((MODEL,),),
+    "mha.bk": ((MODEL,),),
+    "mha.bv": ((MODEL,),),
     "mha.bo": ((FSDP,),),
     "ffn.w1": ((FSDP,), (MODEL,)),
     "ffn.b1": ((MODEL, FSDP),),
-    "ffn.w2": ((MODEL, FSDP), ()),
+    "ffn.w2": ((MODEL,), (FSDP,)),
     "ffn.b2": ((FSDP,),),
     "norm1_gamma": ((FSDP,),),
     "norm1_beta": ((FSDP,),),
@@ -85,7 +86,8 @@ class ShardingSpec:
 
     Attributes:
         batch_axes: the images, and all activations.
-        fsdp_axis: all parameters (but the heads' biases); None: not cut.
+        fsdp_axis: all parameters but the biases of heads and of queries, keys and values; None: not
+            cut.
         model_axis: the heads and the hidden units; None: not cut.
     """
 

@@ -206,7 +206,7 @@ def test_without_sharding_every_device_of_a_mesh_holds_all():
     ("axes", "sharding", "field", "value", "names"),
     [
         ({"fsdp": 8}, ViTSharding(), "embed_dim", 20, ["patch_embed.kernel", "20", "8"]),
-        ({"fsdp": 8}, ViTSharding(), "hidden_dim", 60, ["ffn", "60", "8"]),
+        ({"fsdp": 8}, ViTSharding(), "hidden_dim", 60, ["ffn.b1", "60", "8"]),
         ({"model": 8}, TensorParallelSharding(), "hidden_dim", 60, ["ffn", "60", "8"]),
         ({"model": 8}, TensorParallelSharding(), "head_count", 4, ["head", "4", "8"]),
         (

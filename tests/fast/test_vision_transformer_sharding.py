@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from support.compare import assert_flat_close
 from support.meshes import LAYOUTS
@@ -19,8 +20,9 @@ from support.vision_transformers import (
 )
 from vitfast import Factors, VisionTransformer, shard_images, to_flat
 from vitfast.implementation import compiled
-from vitfast.sharding import MeshDoesNotDivide
-from vitspec.vision_transformer_config import DropoutRates
+from vitfast.sharding import MeshDoesNotDivide, ViTTensorParallelSharding
+from vitspec.models.vision_transformer_parameters import parameter_shapes
+from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 
 TOLERANCE = 1e-12
 
@@ -132,8 +134,20 @@ def whole(layout):
         }
 
 
-def test_every_parameter_but_the_heads_biases_is_divided():
-    assert whole("FSDP 2x4") == {"head.bias", "pooler.bias", "decoder.bias"}
+def test_every_parameter_but_some_biases_is_divided():
+    """Those of heads, whose size is any, and those that only `model` cuts."""
+    projections = {f"encoder.layers.{i}.mha.b{letter}" for i in range(2) for letter in "qkv"}
+    assert whole("FSDP 2x4") == {"head.bias", "pooler.bias", "decoder.bias"} | projections
+
+
+def test_vit_g_lies_on_256_devices_with_both_kinds_of_parallelism():
+    """Though 256 does not divide its embed_dim of 1408, which 64 and 4 do not both cut."""
+    shapes = parameter_shapes(
+        VisionTransformerConfig(embed_dim=1408, hidden_dim=6144, head_count=16)
+    )
+    axes = (AxisType.Explicit,) * 3
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 64, 4), ("data", "fsdp", "model"), axes)):
+        ViTTensorParallelSharding().check(VisionTransformerConfig(head_count=16), shapes)
 
 
 def test_tensor_parallelism_divides_heads_and_hidden_units_with_their_biases():

@@ -119,12 +119,12 @@ class TrainConfig:
             )
         return problems
 
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """How many updates are made."""
+    def total_steps(self, images: int) -> int:
+        """How many updates are made with so many training images; batches run on over epochs."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return max(1, round(self.epochs * steps_per_epoch))
+        return math.ceil(self.epochs * images / self.batch_size)
 
     def to_objective(self) -> Objective:
         """What is minimised."""

@@ -145,7 +145,7 @@ class _Run:
         stack.callback(self.batches.close)
         self.evaluation_batches = evaluation_batches
         self.steps_per_epoch = self.batches.steps_per_epoch
-        self.steps = config.total_steps(self.steps_per_epoch)
+        self.steps = config.total_steps(len(self.splits.train))
         schedule = make_schedule(config, self.steps)
         optimizer = make_optimizer(config, schedule)
         self.state = new_state(model, optimizer, config.seed)

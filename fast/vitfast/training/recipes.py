@@ -6,7 +6,7 @@
 | `fashion-mnist-small` | patches of 4 x 4 at 28 x 28, 64 wide, 4 heads, 4 blocks | Fashion-MNIST |
 | `d2l` | Dive into Deep Learning's ViT: SGD at a constant rate | Fashion-MNIST at 96 x 96 |
 
-Any other preset of `vitspec.presets` is trained with `GENERAL`, and a checkpoint with `FINE_TUNING`.
+Any other preset of `vitspec.presets` is trained with `GENERAL`, a checkpoint with `FINE_TUNING`.
 The settings of the small ones were found by trying (docs/training.md has what they reach).
 """
 
@@ -33,7 +33,7 @@ FINE_TUNING: Mapping[str, Any] = {
 
 _SMALL = VisionTransformerConfig(
     image_h=28, image_w=28, in_channels=1, patch_h=4, patch_w=4, embed_dim=64, hidden_dim=128,
-    head_count=4, num_layers=4, num_classes=10, layer_norm_eps=1e-6, pool="mean", cls_token=False,
+    head_count=4, num_layers=4, num_classes=10, layer_norm_eps=1e-6,
 )  # fmt: skip
 
 

@@ -1,0 +1,129 @@
+"""What the devices send one another in a step.
+
+    FSDP             a parameter is gathered for the forward and for the backward, in the type of
+                     the computation; its gradient is summed over the batch and scattered, in its
+                     own
+    data             what is left of a weight's gradient after that is summed over `data`
+    tensor parallel  activations are summed over `model`: after Wo and W2, and, of cotangents,
+                     before Wq, Wk, Wv and before W1
+
+`vitfast.sharding` says what is cut, and `tests/fast/test_plan.py` that XLA makes these of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vitfast.plan.footprint import layer_input
+from vitfast.plan.job import Job, Parameter, parameters
+
+GATHER, SCATTER, REDUCE = "all-gather", "reduce-scatter", "all-reduce"
+
+
+class Collective(NamedTuple):
+    """One kind of operation between devices, as often as a step has it.
+
+    Attributes:
+        kind: all-gather, reduce-scatter or all-reduce.
+        what: which array.
+        purpose: "forward", "backward" or "gradients".
+        axes: the mesh axes along which the devices lie that take part.
+        devices: how many take part in each.
+        count: how many there are in a step.
+        numbers: of the array before it is scattered, or once it is gathered or summed.
+        itemsize: bytes of a number.
+    """
+
+    kind: str
+    what: str
+    purpose: str
+    axes: tuple[str, ...]
+    devices: int
+    count: int
+    numbers: int
+    itemsize: int
+
+    @property
+    def size(self) -> int:
+        """The bytes of all of these arrays."""
+        return self.count * self.numbers * self.itemsize
+
+    @property
+    def sent(self) -> float:
+        """The bytes that each device sends, in rings: an all-reduce scatters, then gathers."""
+        rounds = 2 if self.kind == REDUCE else 1
+        return rounds * self.size * (self.devices - 1) / self.devices
+
+
+def collectives(job: Job) -> list[Collective]:
+    """Every collective of a step."""
+    return [one for one in _all(job) if one.devices > 1 and one.count > 0 and one.numbers > 0]
+
+
+def _all(job: Job) -> Iterator[Collective]:
+    for parameter in parameters(job):
+        if not parameter.name.startswith(("mask_token", "pooler", "decoder")):  # no part of logits
+            yield from _gathers(job, parameter)
+            yield from _gradient(job, parameter)
+    yield from _activations(job)
+    yield Collective(REDUCE, "loss", "forward", ("data", "fsdp"), job.batch_parts, 1, 1, 4)
+
+
+def _gathers(job: Job, one: Parameter) -> Iterator[Collective]:
+    if not one.by_fsdp:
+        return
+    computed, kept = job.bytes_each
+    itemsize = kept if "norm" in one.name else computed  # statistics are not rounded
+    made = (GATHER, one.name), (("fsdp",), job.fsdp, one.count, one.gathered(job), itemsize)
+    yield Collective(*made[0], "forward", *made[1])
+    if _needed_again(job, one):
+        yield Collective(*made[0], "backward", *made[1])
+
+
+def _needed_again(job: Job, one: Parameter) -> bool:
+    """Whether the backward gathers it once more.
+
+    It needs a layer's weights and the scales of its normalisations; computing the layer once more
+    needs all but its last bias, since nothing needs the layer's output. What is outside of the
+    layers stays.
+    """
+    if not one.layers:
+        return False
+    if job.remat:
+        return one.name != "ffn.b2" or job.config.layer_scale
+    return one.is_weight or one.name.endswith("gamma")
+
+
+def _gradient(job: Job, one: Parameter) -> Iterator[Collective]:
+    """Of a weight, in two steps: over fsdp, scattered, then over data what is left.
+
+    Of anything else at once; it is scattered where only fsdp takes part.
+    """
+    _, kept = job.bytes_each
+    numbers, data = one.gathered(job), job.data
+    if one.by_fsdp and (one.is_weight or data == 1):
+        over = (("fsdp",), job.fsdp, one.count, numbers, kept)
+        yield Collective(SCATTER, one.name, "gradients", *over)
+        over = (("data",), data, one.count, one.held(job), kept)
+        yield Collective(REDUCE, one.name, "gradients", *over)
+    else:
+        over_both = (("data", "fsdp"), job.batch_parts, one.count, numbers, kept)
+        yield Collective(REDUCE, one.name, "gradients", *over_both)
+
+
+def _activations(job: Job) -> Iterator[Collective]:
+    computed, _ = job.bytes_each
+    over = ("model",), job.model
+    for what, purpose, times in [
+        ("activations", "forward", 2),
+        ("activations", "backward", _summed_again(job)),
+        ("cotangents", "backward", 2),
+    ]:
+        count = times * job.config.num_layers
+        yield Collective(REDUCE, what, purpose, *over, count, layer_input(job), computed)
+
+
+def _summed_again(job: Job) -> int:
+    """How many of a layer's two sums the backward makes anew: W2's only if a scale needs it."""
+    return 0 if not job.remat else 1 + job.config.layer_scale
