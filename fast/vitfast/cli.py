@@ -1,6 +1,6 @@
 """The command `vitfast`.
 
-Exit codes, as of `vitspec`: 0 done, 1 a check has failed, 2 wrong usage, 3 vitfast could not be run.
+Exit codes, as of `vitspec`: 0 done, 1 a check has failed, 2 wrong usage, 3 could not be run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ except ImportError as error:
         f"the command needs {error.name}: python -m pip install 'vitspec[fast]'"
     ) from error
 
-from vitfast.commands import backends, bench, memory, pretrained, train
+from vitfast.commands import backends, bench, memory, plan, pretrained, train
 from vitspec.commands.common import command_line
 
 app = command_line(
@@ -22,6 +22,7 @@ app = command_line(
     backends.backends,
     bench.bench,
     memory.memory,
+    plan.plan,
     pretrained.classify,
     pretrained.inspect,
     pretrained.attention,
