@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class TrainBatches(Iterator[Batch]):
         """Ends its threads; what they are at is finished, and left."""
         self._iterator.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TrainBatches:
         return self
 
     def __exit__(

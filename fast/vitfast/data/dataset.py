@@ -160,7 +160,7 @@ def arrays_fingerprint(*parts: Any) -> str:
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype.newbyteorder('<')}{part.shape}\n".encode())
             little = part.astype(part.dtype.newbyteorder("<"), copy=False)
-            digest.update(memoryview(np.ascontiguousarray(little)).cast("B"))
+            digest.update(np.ascontiguousarray(little).data)
         else:
             digest.update(repr(tuple(part)).encode() + b"\n")
     return digest.hexdigest()

@@ -139,7 +139,7 @@ def _array(file: BinaryIO, dimensions: int, file_size: int, *, packed: bool) -> 
             f"is too large: {claim}, more than {LARGEST} bytes; use folders of files"
         )
     array = np.empty(size, np.uint8)
-    view, filled = memoryview(array), 0
+    view, filled = array.data, 0
     # The stubs' BinaryIO has no readinto; both files that come here have.
     while filled < size and (count := cast(Any, file).readinto(view[filled:])):
         filled += count

@@ -55,14 +55,15 @@ def load_dataset(source: Any, *, held_out: float = 0.2, split_seed: int = 0) -> 
 def _fashion_mnist() -> Path:
     """The first directory that has one of its files."""
     given = os.environ.get(VARIABLE)
-    for parent in [Path(given)] * bool(given) + [DEBIAN]:
-        if _has_idx(parent / FASHION_MNIST):
-            return parent / FASHION_MNIST
-    also = f"{shown(Path(given or '') / FASHION_MNIST)} nor in " if given else ""
+    places = [Path(given) / FASHION_MNIST] if given else []
+    places.append(DEBIAN / FASHION_MNIST)
+    for place in places:
+        if _has_idx(place):
+            return place
     raise DatasetError(
-        f"{FASHION_MNIST}: its files are not in {also}{DEBIAN / FASHION_MNIST}; install Debian's "
-        f"package dataset-fashion-mnist, set {VARIABLE} to a directory that has {FASHION_MNIST}/, "
-        "or give the directory with the files itself"
+        f"{FASHION_MNIST}: its files are not in {' nor in '.join(map(shown, places))}; install "
+        f"Debian's package dataset-fashion-mnist, set {VARIABLE} to a directory that has "
+        f"{FASHION_MNIST}/, or give the directory with the files itself"
     )
 
 
