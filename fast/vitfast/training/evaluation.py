@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ class Totals(NamedTuple):
     confusion: Any
 
 
-Batches = Iterator[tuple[Any, Any, Any]]
+Batches = Iterable[tuple[Any, Any, Any]]
 """Images, labels, and weights that are 1, or 0 for a row that only fills the last batch."""
 
 

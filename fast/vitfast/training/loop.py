@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitfast.training.best import Best
 from vitfast.training.config import TrainConfig
 from vitfast.training.evaluation import Evaluation, make_evaluate
 from vitfast.training.feeding import feed, rows_of_process
@@ -30,7 +31,8 @@ from vitfast.training.preparation import (
     require_trainable,
     to_splits,
 )
-from vitfast.training.state import TrainState, new_state, step_key
+from vitfast.training.recording import Recorder
+from vitfast.training.state import new_state, step_key
 from vitfast.training.steps import make_update
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -113,305 +115,253 @@ def fit(
     require_trainable(model, dataset, config)
     if export is not None and (problem := export_problem(model)):
         raise ValueError(f"export: {problem}")
+    processor = processor or processor_for(model, dataset)
     with ExitStack() as stack:
-        run = _Run(model, dataset, config, processor, stack)
-        run.on_step, run.export = on_step, export
-        run.open(run_directory, resume, about or {}, quiet)
+        directory = None
+        if run_directory is not None:
+            directory = _open(run_directory, resume, model, dataset, config, processor, about)
+        recorder = Recorder(stack, config, directory, quiet=quiet)
+        run = _Run(model, dataset, config, processor, recorder, stack)
         run.restore(resume_from)
-        run.train()
-        return run.finish()
+        run.train(on_step)
+        return run.finish(export)
+
+
+def _open(
+    path: Any,
+    resume: bool,
+    model: Any,
+    dataset: Any,
+    config: TrainConfig,
+    processor: Any,
+    about: Mapping[str, Any] | None,
+) -> Any:
+    """The directory of the run."""
+    from vitfast.training.reporting import RunDirectory, describe_run
+
+    types = {"dtype": str(model.dtype), "param_dtype": str(model.param_dtype)}
+    described = describe_run(
+        config, model.config, dataset, processor=processor.to_dict(), **types, **(about or {})
+    )
+    make = RunDirectory.create_or_open if resume else RunDirectory.create
+    return make(path, described, writes=jax.process_index() == 0)
 
 
 class _Run:
-    """A run, while it runs."""
+    """A run, while it runs.
+
+    Of two runs of the same, one of which was resumed, the same is here at the same step.
+    """
 
     def __init__(
-        self, model: Any, dataset: Any, config: TrainConfig, processor: Any, stack: ExitStack
+        self,
+        model: Any,
+        dataset: Any,
+        config: TrainConfig,
+        processor: Any,
+        recorder: Recorder,
+        stack: ExitStack,
     ) -> None:
         from vitfast.data import evaluation_batches, train_batches
 
-        self.dataset, self.config, self.stack = dataset, config, stack
+        self.dataset, self.config, self.recorder = dataset, config, recorder
         self.sharding, self.model_config = model.sharding, model.config
         self.exportable = export_problem(model) is None
-        self.objective = config.to_objective()
-        self.processor = processor or processor_for(model, dataset)
+        self.objective, self.processor = config.to_objective(), processor
         self.splits = to_splits(dataset, config)
-        self.rows = dict(zip(("process_index", "process_count"), rows_of_process(self.sharding),
-                             strict=True))  # fmt: skip
+        index, count = rows_of_process(self.sharding)
+        self.rows = {"process_index": index, "process_count": count}
         self.batches = train_batches(
-            self.splits.train, self.processor, batch_size=config.batch_size, seed=config.seed,
-            augmentation=config.augmentation, **self.rows,
-        )  # fmt: skip
+            self.splits.train,
+            processor,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augmentation=config.augmentation,
+            **self.rows,
+        )
         stack.callback(self.batches.close)
         self.evaluation_batches = evaluation_batches
-        self.steps_per_epoch = self.batches.steps_per_epoch
         self.steps = config.total_steps(len(self.splits.train))
+        self._checkpoints(stack)
         schedule = make_schedule(config, self.steps)
         optimizer = make_optimizer(config, schedule)
         self.state = new_state(model, optimizer, config.seed)
         self.update = make_update(
             optimizer, self.objective, accumulation=config.accumulation, schedule=schedule
         )
-        self.evaluate_model = make_evaluate(self.objective)
-        # Of two runs, one of which was resumed, everything below is the same at the same step.
-        self.done, self.waited, self.stopped = 0, 0, False
-        self.best: dict[str, Any] | None = None
-        self.best_model: Any = None
-        self.last: tuple[int, Evaluation] | None = None
-        self.history: list[dict[str, Any]] = []
+        self.evaluate = make_evaluate(self.objective)
+        self.done, self.stopped = 0, False
+        self.last: tuple[tuple[int, str], Evaluation] | None = None
 
-    @property
-    def keeps_best(self) -> bool:
-        """Whether the result is the best model, by evaluations, and not the last."""
-        return self.config.patience is not None or self.config.validation_fraction > 0
-
-    def open(self, path: Any, resume: bool, about: Mapping[str, Any], quiet: bool) -> None:
-        """Open the run directory, if there is to be one, and the display."""
-        from vitfast.training import reporting
-
-        writes = jax.process_index() == 0
-        self.directory = self.metrics = self.checkpoints = self.best_checkpoints = None
-        self.scalars: Any = None
-        if path is not None:
+    def _checkpoints(self, stack: ExitStack) -> None:
+        """Where states are kept, if there is a directory; and the best one."""
+        config, directory = self.config, self.recorder.directory
+        self.checkpoints: Any = None
+        of_best = None
+        keeps_best = config.patience is not None or config.validation_fraction > 0
+        if directory is not None:
             from vitfast.training.run_checkpoints import RunCheckpoints
 
-            dtypes = {"dtype": str(self.state.model.dtype), "param_dtype": str(
-                self.state.model.param_dtype)}  # fmt: skip
-            described = reporting.describe_run(
-                self.config, self.model_config, self.dataset,
-                processor=self.processor.to_dict(), **dtypes, **about,
-            )  # fmt: skip
-            make = (
-                reporting.RunDirectory.create_or_open if resume else reporting.RunDirectory.create
+            self.checkpoints = stack.enter_context(
+                RunCheckpoints(directory.checkpoints, keep=config.keep)
             )
-            self.directory = make(path, described, writes=writes)
-            self.metrics = self.directory.metrics()
-            folder = self.directory.checkpoints
-            self.checkpoints = self.stack.enter_context(
-                RunCheckpoints(folder, keep=self.config.keep)
-            )
-            if self.keeps_best:
-                self.best_checkpoints = self.stack.enter_context(
-                    RunCheckpoints(self.directory.path / "best", keep=1)
-                )
-        self.show = writes and not quiet
+            if keeps_best:
+                of_best = stack.enter_context(RunCheckpoints(directory.path / "best", keep=1))
+        self.best = Best(of_best, config.patience) if keeps_best else None
 
     def restore(self, step: int | None) -> None:
         """Go on where the run was, if it was anywhere."""
-        if self.checkpoints is not None and self.metrics is not None:
-            found = self.checkpoints.restore(self.state, step)
-            if found is not None:
-                self.state, progress = found
-                self.done = int(self.state.step)
-                self.batches.set_state(progress["data"])
-                self.best, self.waited = progress["best"], progress["waited"]
-                self.stopped = progress["stopped"]
-            self.metrics.truncate_after(self.done)
-            self.history = self.metrics.records()
-        if self.config.tensorboard and self.directory is not None:
-            from vitfast.training.reporting import TensorBoardScalars
+        found = None if self.checkpoints is None else self.checkpoints.restore(self.state, step)
+        if found is not None:
+            self.state, progress = found
+            self.done, self.stopped = int(self.state.step), progress["stopped"]
+            self.batches.set_state(progress["data"])
+            if self.best is not None:
+                self.best.go_on(progress["best"])
+        self.recorder.begin(self.steps, self.batches.steps_per_epoch, self.done)
 
-            self.scalars = TensorBoardScalars(
-                self.directory.tensorboard, first_step=self.done, writes=jax.process_index() == 0
-            )
-            self.stack.callback(self.scalars.close)
-
-    def train(self) -> None:
+    def train(self, on_step: OnStep | None) -> None:
         """Make the steps that are left."""
-        from vitfast.training.reporting import TrainingDisplay
-
-        self.display = self.stack.enter_context(
-            TrainingDisplay(
-                self.steps, self.config.batch_size, first_step=self.done, writes=self.show
-            )
-        )
-        for note in () if self.directory is None else self.directory.notes:
-            self.display.line(note)
-        if self.done:
-            self.display.line(f"going on after step {self.done} of {self.steps}")
-        self.checker = self._gradient_check()
         c, pending = self.config, None
+        checker = self._gradient_checker()
         while self.done < self.steps and not self.stopped:
             batch = feed(next(self.batches), self.sharding)
-            if c.check_gradients and self.done % c.check_gradients == 0:
-                self._check_gradient(batch)
+            if checker is not None and self.done % c.check_gradients == 0:
+                self._check_gradient(checker, batch)
             self.state, figures = self.update(self.state, batch)
             self.done += 1
             if pending is not None:
-                self._settle(*pending)
+                self._settle(*pending, on_step)
             pending = (self.done, figures)
             if self._due(c.evaluate_every) or self._due(c.checkpoint_every):
-                self._settle(*pending)
+                self._settle(*pending, on_step)
                 pending = None
                 self._evaluate_and_save()
 
-    def finish(self) -> Result:
+    def finish(self, export: Any) -> Result:
         """Evaluate the model that is the result, and write what is to be written."""
-        model, step = self._result_model()
-        with self.display.pause("evaluating"):
-            found = self._evaluation(model, step, self.splits.test, "test")
-        exported = self._export(model)
-        if self.directory is not None:
-            with self.display.pause("drawing"):
-                self.directory.finish(
-                    confusion=found.confusion,
-                    class_names=self.dataset.class_names,
-                    steps_per_epoch=self.steps_per_epoch,
-                    title=self.dataset.name,
-                )
+        model, step = self.state.model, self.done
+        if self.checkpoints is not None:
+            with self.recorder.pause("saving"):
+                self.checkpoints.wait()
+        if self.best is not None:
+            model, step = self.best.model(self.state, self.done)
+        found = self._evaluation(model, step, self.splits.test, "test")
+        exported = self._export(model, export)
+        self.recorder.finish(found.confusion, self.dataset.class_names, self.dataset.name)
         return Result(
-            model, step, self.done, self.history, found.loss, found.accuracy, found.confusion,
-            self.stopped, exported,
-        )  # fmt: skip
+            model=model,
+            step=step,
+            steps=self.done,
+            history=self.recorder.history,
+            test_loss=found.loss,
+            test_accuracy=found.accuracy,
+            confusion=found.confusion,
+            stopped_early=self.stopped,
+            exported=exported,
+        )
 
     # ---- of a step -------------------------------------------------------------------------------
 
     def _due(self, every: int | None) -> bool:
         """Whether something that is done every so many steps is due after this one."""
-        every = self.steps_per_epoch if every is None else every
+        every = self.batches.steps_per_epoch if every is None else every
         return self.done == self.steps or bool(every and self.done % every == 0)
 
-    def _settle(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Look at the figures of a step, which this waits for."""
+    def _settle(self, step: int, figures: Mapping[str, Any], on_step: OnStep | None) -> None:
+        """Look at the figures of a step, for which this waits."""
         values = {name: float(value) for name, value in figures.items()}
-        for name in ("loss", "grad_norm"):
+        for name, said in (("loss", "loss"), ("grad_norm", "gradient's norm")):
             if not math.isfinite(values[name]):
-                raise self._not_finite(step, f"{name} is {values[name]}")
+                raise self._not_finite(step, f"the {said} is {values[name]}")
         if self.checkpoints is not None:
             self.checkpoints.check()
-        self.display.step(step, loss=values["loss"])
-        if step % self.config.log_every == 0 or step == self.steps:
-            speed = self.display.images_per_second
-            self._record(
-                step,
-                train_loss=values["loss"],
-                learning_rate=values["learning_rate"],
-                grad_norm=values["grad_norm"],
-                **({} if speed is None else {"images_per_second": round(speed, 1)}),
-            )
-        if self.on_step is not None:
-            self.on_step(step, values)
-
-    def _record(self, step: int, **values: Any) -> None:
-        record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
-        self.history.append(record)
-        if self.metrics is not None:
-            self.metrics.append(record)
-        if self.scalars is not None:
-            self.scalars.append(record)
+        self.recorder.step(step, values)
+        if on_step is not None:
+            on_step(step, values)
 
     def _not_finite(self, step: int, what: str) -> NotFinite:
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
         kept = () if self.checkpoints is None else self.checkpoints.steps()
         last = f"the checkpoint of step {kept[-1]} is intact" if kept else "nothing was saved"
         return NotFinite(
-            f"step {step}: the {what}; {last}; try a lower learning_rate, a clip_norm, or "
-            "warmup_steps, in another run directory"
+            f"step {step}: {what}; {last}; try a lower learning_rate, a clip_norm or warmup_steps, "
+            "in another run directory"
         )
 
-    def _gradient_check(self) -> Any:
+    def _gradient_checker(self) -> Any:
         if not self.config.check_gradients:
             return None
         from vitfast.training.gradient_check import GradientCheck
 
+        directory = self.recorder.directory
         return GradientCheck(
             self.model_config,
             self.objective,
             images=self.config.check_images,
             accumulation=self.config.accumulation,
-            folder=None if self.directory is None else self.directory.path,
+            folder=None if directory is None else directory.path,
         )
 
-    def _check_gradient(self, batch: Any) -> None:
-        with self.display.pause("checking the gradient"):
-            report = self.checker.check(self.done, self.state.model, batch, step_key(self.state))
-        self.display.line(report.line())
-        self._record(self.done, **report.record())
+    def _check_gradient(self, checker: Any, batch: Any) -> None:
+        with self.recorder.pause("checking the gradient"):
+            report = checker.check(self.done, self.state.model, batch, step_key(self.state))
+        self.recorder.line(report.line())
+        self.recorder.record(self.done, **report.record())
 
     # ---- evaluations and checkpoints -------------------------------------------------------------
 
     def _evaluate_and_save(self) -> None:
         """What is due after this step, whose loss is known to be finite."""
         if not _all_finite(self.state.model):
-            raise self._not_finite(self.done, "update has made parameters that are not finite")
+            raise self._not_finite(self.done, "the update has made parameters that are not finite")
         if self._due(self.config.evaluate_every):
             self._watch()
-        if self.checkpoints is not None and (self.stopped or self._due(
-                self.config.checkpoint_every)):  # fmt: skip
-            with self.display.pause("saving"):
-                self.checkpoints.save(self.done, self.state, self._progress())
+        if self.checkpoints is None or not (
+            self.stopped or self._due(self.config.checkpoint_every)
+        ):
+            return
+        progress = {"data": self.batches.get_state(), "stopped": self.stopped}
+        if self.best is not None:
+            progress["best"] = self.best.progress()
+        with self.recorder.pause("saving"):
+            self.checkpoints.save(self.done, self.state, progress)
 
     def _watch(self) -> None:
         """Evaluate on the watched images; is it the best so far, and is it time to stop?"""
         name = self.splits.watched_name
-        with self.display.pause("evaluating"):
-            found = self._evaluation(self.state.model, self.done, self.splits.watched, name)
-        if not self.keeps_best:
+        found = self._evaluation(self.state.model, self.done, self.splits.watched, name)
+        if self.best is None or not self.best.look(self.done, self.state, found.score):
             return
-        if self.best is None or found.score > self.best["score"]:
-            self.best, self.waited = {"step": self.done, "score": found.score}, 0
-            if self.best_checkpoints is None:
-                self.best_model = jax.tree.map(jnp.copy, self.state.model)
-            else:
-                self.best_checkpoints.save(self.done, self.state, self.best)
-            return
-        self.waited += 1
-        if self.config.patience is not None and self.waited >= self.config.patience:
-            self.stopped = self.done < self.steps
-            if self.stopped:
-                self.display.line(
-                    f"stopped after step {self.done}: the best {name} result is that of step "
-                    f"{self.best['step']}, {self.waited} evaluations ago"
-                )
+        self.stopped = self.done < self.steps
+        if self.stopped:
+            self.recorder.line(
+                f"stopped after step {self.done}: none of the last {self.best.waited} evaluations "
+                f"was better than that of step {self.best.step}"
+            )
 
     def _evaluation(self, model: Any, step: int, split: Any, name: str) -> Evaluation:
-        """Of a model on a split, recorded; that of the same step and split is not made twice."""
-        key = (step, name)
-        if self.last is not None and self.last[0] == key:
+        """Of a model on a split; that of the same step and split is not made twice."""
+        if self.last is not None and self.last[0] == (step, name):
             return self.last[1]
         size = self.config.evaluation_batch_size or self.config.batch_size
-        batches = self.evaluation_batches(split, self.processor, batch_size=size, **self.rows)
-        found = self.evaluate_model(model, batches)
-        values = {f"{name}_loss": found.loss}
-        if found.accuracy is not None:
-            values[f"{name}_accuracy"] = found.accuracy
-        if not any(one["step"] == step and f"{name}_loss" in one for one in self.history):
-            self._record(step, **values)
-        self.display.line(_line(step, self.steps, values))
-        self.last = (key, found)
+        with self.recorder.pause("evaluating"):
+            batches = self.evaluation_batches(split, self.processor, batch_size=size, **self.rows)
+            found = self.evaluate(model, batches)
+        self.recorder.evaluation(step, name, found.loss, found.accuracy)
+        self.last = ((step, name), found)
         return found
 
-    def _progress(self) -> dict[str, Any]:
-        return {
-            "data": self.batches.get_state(),
-            "best": self.best,
-            "waited": self.waited,
-            "stopped": self.stopped,
-        }
-
-    def _result_model(self) -> tuple[Any, int]:
-        """The model that is the result, and its step."""
-        if self.checkpoints is not None:
-            with self.display.pause("saving"):
-                self.checkpoints.wait()
-        if self.best is None or self.best["step"] == self.done:
-            return self.state.model, self.done
-        if self.best_checkpoints is None:
-            return self.best_model, self.best["step"]
-        self.best_checkpoints.wait()
-        found = self.best_checkpoints.restore(self.state)
-        assert found is not None
-        state: TrainState = found[0]
-        return state.model, int(state.step)
-
-    def _export(self, model: Any) -> Path | None:
+    def _export(self, model: Any, path: Any) -> Path | None:
         """Write the model as Hugging Face's, with its image processor and the classes' names."""
-        path = self.export
-        if path is None and self.directory is not None and self.exportable:
-            path = self.directory.export
+        directory = self.recorder.directory
+        if path is None and directory is not None and self.exportable:
+            path = directory.export
         if path is None:
             return None
         labels = list(self.dataset.class_names) if self.model_config.num_classes else None
-        with self.display.pause("exporting"):
+        with self.recorder.pause("exporting"):
             model.save_pretrained(path, labels=labels)
             if jax.process_index() == 0:
                 self.processor.save_pretrained(path)
@@ -422,12 +372,3 @@ class _Run:
 def _all_finite(model: Any) -> jax.Array:
     """Whether every parameter is a finite number."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(model)]).all()
-
-
-def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """What an evaluation has found."""
-    said = [
-        f"{name.replace('_', ' ')} " + (f"{100 * v:.2f} %" if "accuracy" in name else f"{v:.4f}")
-        for name, v in values.items()
-    ]
-    return f"step {step} of {steps}: " + ", ".join(said)
