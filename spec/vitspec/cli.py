@@ -14,7 +14,16 @@ except ImportError as error:  # the core installs neither
         f"the command needs {error.name}: python -m pip install 'vitspec[testing]'"
     ) from error
 
-from vitspec.commands import bench, check, diagnose, ledgers, shapes, tolerances, vectors
+from vitspec.commands import (
+    bench,
+    check,
+    diagnose,
+    ledgers,
+    peers,
+    shapes,
+    tolerances,
+    vectors,
+)
 from vitspec.commands.common import command_line
 
 app = command_line(
@@ -22,6 +31,7 @@ app = command_line(
     "The Vision Transformer as an executable specification.",
     check.check,
     diagnose.diagnose,
+    peers.peers,
     shapes.shapes,
     ledgers.catalogue,
     ledgers.deviations,

@@ -286,7 +286,7 @@ def check_targets(
         AdapterError: an implementation does not even work on a one-block model.
     """
     start = time.monotonic()
-    with _processes(workers) as pool:
+    with processes(workers) as pool:
         first = {pool.submit(_smoke_job, target, settings): target for target in reports}
         _collect_smoke(pool, first, timeout)
         futures: dict[Future[Any], tuple[str, tuple[Job, ...]]] = {}
@@ -353,7 +353,8 @@ def _collect_smoke(pool: Any, futures: dict[Future[Any], str], timeout: float) -
 
 
 @contextmanager
-def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with one thread each, which keep their standard output to themselves."""
     # One thread each: threads of several processes that wait for each other cost more than they
     # bring. No shape checks on what is drawn here. And a GPU is shared by the processes.
     settings = {

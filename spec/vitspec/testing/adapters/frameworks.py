@@ -22,10 +22,9 @@ def framework(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != package:  # it is there, but something that it needs is not
             raise
+        extra = f", or 'vitspec[{EXTRAS[package]}]'" if package in EXTRAS else ""
         raise ImportError(
-            f"this needs {package}: python -m pip install {package}, "
-            f"or 'vitspec[{EXTRAS[package]}]'",
-            name=package,
+            f"this needs {package}: python -m pip install {package}{extra}", name=package
         ) from None
 
 

@@ -1,0 +1,216 @@
+"""What the kit says of the peers: each graded in a process of its own, and the table of it.
+
+A peer's failures that are declared with it (`Peer.deviations`) count as in a file of declared
+deviations: they are run and reported, and whatever else fails is a failure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vitspec.testing import implementations
+from vitspec.testing.adapters.peers.peer import Peer
+from vitspec.testing.adapters.peers.registry import PEERS
+from vitspec.testing.declared import Declaration, apply
+from vitspec.testing.implementations import AdapterError
+from vitspec.testing.report.text import in_markdown
+from vitspec.testing.results import Report, environment
+from vitspec.testing.run import Settings, check, processes
+
+DEFAULT = Settings(cases=8, laws=1, photograph=False, vectors=False)
+"""Well under a minute for a peer."""
+
+BEGIN, END = "<!-- figures: vitspec peers --check -->", "<!-- end of figures -->"
+"""Where a page has the tables."""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One peer, graded in each precision that it claims.
+
+    Attributes:
+        peer: which.
+        reports: with what is declared taken into account.
+        problem: why there are none, in a line.
+    """
+
+    peer: Peer
+    reports: tuple[Report, ...] = ()
+    problem: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0 all conform, 1 something departs, 3 it could not be run."""
+        codes = {report.exit_code for report in self.reports} or {3}
+        return 1 if 1 in codes else max(codes)
+
+
+def grade_peer(name: str, settings: Settings = DEFAULT, timeout: float = 600.0) -> Graded:
+    """Grade one peer in a process of its own, which may crash or hang.
+
+    Args:
+        name: of the peer.
+        settings: what to check.
+        timeout: seconds after which it hangs.
+    """
+    peer = PEERS[name]
+    if peer.missing:
+        return Graded(peer, problem=f"needs {', '.join(peer.missing)}")
+    with processes(1) as pool:
+        future = pool.submit(grade_here, name, settings)
+        try:
+            return Graded(peer, tuple(future.result(timeout)))
+        except AdapterError as error:
+            return Graded(peer, problem=str(error))
+        except BrokenProcessPool:
+            return Graded(peer, problem="ended its process (a crash in native code?)")
+        except TimeoutError:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            return Graded(peer, problem=f"gave no result for {timeout:g} s (--timeout)")
+
+
+def grade_here(name: str, settings: Settings = DEFAULT) -> list[Report]:
+    """Grade one peer in this process, in each precision that it claims.
+
+    Raises:
+        AdapterError: it does not load, or does not even work on a one-block model.
+    """
+    implementation = implementations.find(name)
+    reports = []
+    for dtype in implementations.dtypes_of(implementation):
+        report = check(implementation, replace(settings, dtype=dtype))
+        report.target = name
+        reports.append(apply(Declaration(PEERS[name].deviations), report))
+    return reports
+
+
+# ---- what is shown -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a peer in one precision."""
+
+    peer: str
+    version: str
+    dtype: str
+    passed: int = 0
+    failed: int = 0
+    declared: int = 0
+    skipped: int = 0
+    worst: str = ""
+    verdict: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+
+def rows(graded: Graded) -> list[Row]:
+    """The lines of one peer."""
+    peer, version = graded.peer, graded.peer.version or "not installed"
+    if not graded.reports:
+        return [Row(peer.name, version, "", verdict=f"not checked: {graded.problem}")]
+    found = []
+    for report in graded.reports:
+        count = report.count()
+        found.append(
+            Row(
+                peer.name, version, report.dtype, count["passed"],
+                count["failed"] + count["errored"] + count["xpassed"] + len(report.unmatched),
+                count["xfailed"], count["skipped"], worst(report), report.verdict, report.seconds,
+            )
+        )  # fmt: skip
+    return found
+
+
+def worst(report: Report) -> str:
+    """The largest error in units of its bound, and of which check and tensor it is."""
+    every = [
+        (g.error / g.bound, f"{r.check} {g.tensor}")
+        for r in report.results
+        for g in r.grades
+        if g.bound > 0
+    ]
+    if not every:
+        return ""
+    largest, where = max(every)
+    return f"{largest:.2g} ({where})"
+
+
+HEADINGS = (
+    "peer", "version", "precision", "passed", "failed", "declared", "worst error / bound",
+    "verdict",
+)  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    """A line of the table."""
+    figures = [str(n) for n in (row.passed, row.failed, row.declared)] if row.dtype else [""] * 3
+    return [row.peer, row.version, row.dtype, *figures, row.worst, row.verdict]
+
+
+def to_json(graded: Iterable[Graded]) -> dict[str, Any]:
+    """Everything, for a file."""
+    return {
+        "schema": 1,
+        "environment": environment(),
+        "peers": [
+            {
+                "name": g.peer.name,
+                "version": g.peer.version,
+                "what": g.peer.what,
+                "limits": list(g.peer.limits),
+                "declared": [_declared(d) for d in g.peer.deviations],
+                "problem": g.problem,
+                "rows": [vars(row) for row in rows(g)],
+                "failures": [
+                    {"dtype": r.dtype, "check": f.check, "place": f.place, "status": f.status,
+                     "reason": f.reason, "tensors": [t.tensor for t in f.failures]}
+                    for r in g.reports for f in r.results
+                    if f.status in ("failed", "xfailed", "xpassed", "errored")
+                ],
+            }
+            for g in graded
+        ],
+    }  # fmt: skip
+
+
+def _declared(deviation: Any) -> dict[str, Any]:
+    return {"checks": list(deviation.checks), "kind": deviation.kind, "reason": deviation.reason}
+
+
+# ---- the page ----------------------------------------------------------------------------------
+
+
+def renewed(page: str, graded: Sequence[Graded]) -> str:
+    """The page with the lines of these peers in place of the earlier ones.
+
+    Lines of other peers stay: no environment has every library. A page without the markers gets
+    the table at its end.
+    """
+    before, _, rest = page.partition(BEGIN)
+    old, _, after = rest.partition(END)
+    lines = {**_lines_of(old), **{g.peer.name: _lines(g) for g in graded}}
+    order = [name for name in PEERS if name in lines]
+    head = ["| " + " | ".join(HEADINGS) + " |", "| --- " * len(HEADINGS) + "|"]
+    table = "\n".join([*head, *(line for name in order for line in lines[name])])
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after or chr(10)}"
+
+
+def _lines(graded: Graded) -> list[str]:
+    return [
+        f"| `{cells(row)[0]}` | " + " | ".join(in_markdown(cell) for cell in cells(row)[1:]) + " |"
+        for row in rows(graded)
+    ]
+
+
+def _lines_of(table: str) -> Mapping[str, list[str]]:
+    """The lines of a table by the name of the peer."""
+    found: dict[str, list[str]] = {}
+    for line in table.splitlines():
+        if match := re.match(r"\| `([^`]+)` \|", line):
+            found.setdefault(match[1], []).append(line)
+    return found
