@@ -152,6 +152,11 @@ def train_batches(
     if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
         raise DatasetError(f"seed: must be an integer from 0 to {LARGEST_SEED}, got {seed!r}")
     shape = image_shape(split, processor)
+    if augmentation is not None and augmentation.crop_padding >= min(shape[:2]):
+        raise DatasetError(
+            f"crop_padding: {augmentation.crop_padding} can move an image of {shape[0]} x "
+            f"{shape[1]} out of sight; it must be less than {min(shape[:2])}"
+        )
 
     def batch(number: int, indices: Any) -> Batch:
         draws = None if augmentation is None else draws_of(seed, number * b, b)
@@ -160,9 +165,10 @@ def train_batches(
 
     order = grain.MapDataset.range(examples).seed(seed).shuffle().repeat()
     # Parts of b places, of which those of process p are every P-th.
-    parts = order.batch(b, batch_fn=np.array).map_with_index(batch)[index :: batch_size // b]
+    # There is no remainder to drop; but only so is the length an exact integer.
+    parts = order.batch(b, drop_remainder=True, batch_fn=np.array).map_with_index(batch)
     return TrainBatches(
-        parts.to_iter_dataset(_read_options(grain, threads, b, shape)),
+        parts[index :: batch_size // b].to_iter_dataset(_read_options(grain, threads, b, shape)),
         {"seed": seed, "batch_size": batch_size, "examples": examples},
     )
 

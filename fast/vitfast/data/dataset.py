@@ -18,7 +18,7 @@ import numpy as np
 from vitfast.data.errors import DatasetError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images and the class of each.
 
@@ -71,7 +71,7 @@ class Selected(Sequence):
         return self._images[int(self._indices[index])]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageDataset:
     """What a model is trained on, and tested on.
 

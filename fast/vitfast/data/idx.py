@@ -15,7 +15,7 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def read_idx(path: Path, dimensions: int) -> Any:
             if not packed:
                 return _array(raw, dimensions, found.st_size, packed=False)
             with gzip.GzipFile(fileobj=raw) as file:
-                return _array(cast(BinaryIO, file), dimensions, found.st_size, packed=True)
+                return _array(file, dimensions, found.st_size, packed=True)
     except DatasetError as error:
         raise DatasetError(f"{shown(path)} {error}") from error
     except EOFError as error:
@@ -121,7 +121,7 @@ def read_idx(path: Path, dimensions: int) -> Any:
         raise DatasetError(f"{shown(path)} does not fit into this machine's memory") from error
 
 
-def _array(file: BinaryIO, dimensions: int, file_size: int, *, packed: bool) -> Any:
+def _array(file: Any, dimensions: int, file_size: int, *, packed: bool) -> Any:
     """The array, once header and size of the file agree."""
     _check_magic(_exactly(file, 4), dimensions)
     shape = struct.unpack(f">{dimensions}I", _exactly(file, 4 * dimensions))
@@ -140,8 +140,7 @@ def _array(file: BinaryIO, dimensions: int, file_size: int, *, packed: bool) -> 
         )
     array = np.empty(size, np.uint8)
     view, filled = array.data, 0
-    # The stubs' BinaryIO has no readinto; both files that come here have.
-    while filled < size and (count := cast(Any, file).readinto(view[filled:])):
+    while filled < size and (count := file.readinto(view[filled:])):
         filled += count
     if filled < size:
         raise DatasetError(f"is truncated: {claim}, {size} bytes, it has {filled}; {AGAIN}")
@@ -163,7 +162,7 @@ def _check_magic(start: bytes, dimensions: int) -> None:
     raise DatasetError(f"is no IDX file of {expected}: it begins with 0x{start.hex()}; {AGAIN}")
 
 
-def _exactly(file: BinaryIO, count: int) -> bytes:
+def _exactly(file: Any, count: int) -> bytes:
     found = file.read(count)
     if len(found) < count:
         raise DatasetError(f"is truncated in its header; {AGAIN}")
