@@ -63,7 +63,11 @@ def new_state(
 
     step, opt_state, key = jax.jit(begin)(model)
     own = jax.tree.map(jnp.copy, model) if copy else model
-    return TrainState(step, own, opt_state, key)
+    state = TrainState(step, own, opt_state, key)
+    if isinstance(step.sharding, jax.sharding.SingleDeviceSharding):
+        # Bound to its device, as what is restored from a checkpoint is: one program serves both.
+        return jax.device_put(state, step.sharding)
+    return state
 
 
 def step_key(state: TrainState) -> jax.Array:
