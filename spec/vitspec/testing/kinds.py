@@ -262,7 +262,7 @@ ILL_FORMED_PRACTICAL: dict[str, dict[str, Any]] = {
     "hiddenDim_pos": {"hidden_dim": 0},
     "headCount_pos": {"head_count": 0},
     "headCount_dvd_embedDim": {"head_count": 4},
-    "patch_le_image": {"patch_h": 5},
+    "patch_le_image": {"patch_h": 50},
     "activation_known": {"activation": "nonsense"},
     "pool_known": {"pool": "max"},
     "layerNormEps_pos": {"layer_norm_eps": -1e-6},

@@ -17,7 +17,6 @@ from vitspec.testing.adapters.peers.peer import Peer
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.declared import Declaration, apply
 from vitspec.testing.implementations import AdapterError
-from vitspec.testing.report.text import in_markdown
 from vitspec.testing.results import Report, environment
 from vitspec.testing.run import Settings, check, processes
 
@@ -201,10 +200,8 @@ def renewed(page: str, graded: Sequence[Graded]) -> str:
 
 
 def _lines(graded: Graded) -> list[str]:
-    return [
-        f"| `{cells(row)[0]}` | " + " | ".join(in_markdown(cell) for cell in cells(row)[1:]) + " |"
-        for row in rows(graded)
-    ]
+    every = [[cell.replace("|", "\\|") for cell in cells(row)] for row in rows(graded)]
+    return [f"| `{name}` | " + " | ".join(rest) + " |" for name, *rest in every]
 
 
 def _lines_of(table: str) -> Mapping[str, list[str]]:

@@ -36,7 +36,7 @@ def load_peer(name: str) -> Any:
     module, _, attribute = peer.target.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-        return found if hasattr(found, "forward") else found()
+        return found() if isinstance(found, type) or not hasattr(found, "forward") else found
     except ImportError as error:
         text = " ".join(str(error).split())
         raise MissingPeerError(f"the peer {name!r} does not import: {text}") from error
