@@ -193,7 +193,7 @@ def _evaluate(
     )
 
 
-def kept_for_backward(model: ViT, images: jax.Array) -> list[jax.Array]:
+def kept_for_backward(model: nnx.Module, images: jax.Array) -> list[jax.Array]:
     """What the forward keeps for the backward, besides its own arguments."""
     _, backward = jax.vjp(lambda model, images: model(images), model, images)
     arguments = {id(leaf) for leaf in jax.tree.leaves((model, images))}

@@ -10,10 +10,10 @@
 structure; `vitfast plan --compiled` does so for any other.
 """
 
-from vitfast.plan.collectives import Collective, collectives
 from vitfast.plan.devices import DEVICES, Device
-from vitfast.plan.footprint import Footprint, footprint
 from vitfast.plan.job import SIZES, Job
+from vitfast.plan.memory import Footprint, footprint
+from vitfast.plan.network import Collective, collectives
 from vitfast.plan.prediction import Prediction, predict
 from vitfast.plan.search import NoMesh, best_mesh
 from vitfast.plan.work import Operation, model_flops, operations

@@ -21,8 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-GB = 10**9
-T = 10**12
+GB, T = 1e9, 1e12
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ class Device:
         return min(self.link, together * self.network)
 
 
-_NVIDIA = "data sheet; dense; NVLink per direction, one 200 Gbit/s (A100) or 400 Gbit/s adapter"
+_NVIDIA = "NVIDIA's data sheet, without sparsity; NVLink per direction, one network adapter each"
 _GOOGLE = "Cloud TPU documentation; interconnect per direction along one dimension of the torus"
 
 
-def _gpu(name: str, memory: int, half: float, single: float, *rates: float) -> Device:
+def _gpu(name: str, memory: float, half: float, single: float, *rates: float) -> Device:
     bandwidth, link, network = rates
     flops = {"bfloat16": half * T, "float16": half * T, "float32": single * T}
     return Device(
@@ -73,7 +72,7 @@ def _gpu(name: str, memory: int, half: float, single: float, *rates: float) -> D
     )  # fmt: skip
 
 
-def _tpu(name: str, memory: int, half: float, bandwidth: float, *links: float) -> Device:
+def _tpu(name: str, memory: float, half: float, bandwidth: float, *links: float) -> Device:
     link, domain, network = links
     flops = {"bfloat16": half * T, "float32": half / 6 * T}
     return Device(
@@ -84,13 +83,13 @@ def _tpu(name: str, memory: int, half: float, bandwidth: float, *links: float) -
 DEVICES: Mapping[str, Device] = {
     one.name: one
     for one in (
-        _gpu("a100", 80, 312, 19.5, 2039, 300, 25),
-        _gpu("h100", 80, 989, 67, 3350, 450, 50),
-        _gpu("h200", 141, 989, 67, 4800, 450, 50),
-        _tpu("tpu-v4", 32, 275, 1200, 100, 4096, 6.25),
-        _tpu("tpu-v5e", 16, 197, 819, 100, 256, 3.125),
-        _tpu("tpu-v5p", 95, 459, 2765, 200, 6144, 6.25),
-        _tpu("tpu-v6e", 32, 918, 1640, 200, 256, 12.5),
+        _gpu("a100", 80.0, 312.0, 19.5, 2039.0, 300.0, 25.0),
+        _gpu("h100", 80.0, 989.0, 67.0, 3350.0, 450.0, 50.0),
+        _gpu("h200", 141.0, 989.0, 67.0, 4800.0, 450.0, 50.0),
+        _tpu("tpu-v4", 32.0, 275.0, 1200.0, 100.0, 4096.0, 6.25),
+        _tpu("tpu-v5e", 16.0, 197.0, 819.0, 100.0, 256.0, 3.125),
+        _tpu("tpu-v5p", 95.0, 459.0, 2765.0, 200.0, 6144.0, 6.25),
+        _tpu("tpu-v6e", 32.0, 918.0, 1640.0, 200.0, 256.0, 12.5),
     )
 }
 """By name: NVIDIA's SXM modules in nodes of eight, and Google's TPUs by the chip."""
@@ -99,7 +98,7 @@ DEVICES: Mapping[str, Device] = {
 def measured(dtype: str, seconds: float = 1.0) -> Device:
     """The first device here: its ceilings, as far as short programs reach them.
 
-    A product of 2048 x 2048 matrices (of 8192 but on CPUs), a sum of two arrays, and, with several
+    A product of 1024 x 1024 matrices (of 8192 but on CPUs), a pass over an array, and, with several
     devices, an all-gather. With one, the links are never used, and infinite.
 
     Args:
@@ -107,10 +106,10 @@ def measured(dtype: str, seconds: float = 1.0) -> Device:
         seconds: how long to try each; the fastest run counts.
     """
     on_cpu = jax.default_backend() == "cpu"
-    n = 2048 if on_cpu else 8192
+    n = 1024 if on_cpu else 8192
     a = jnp.ones((n, n), jnp.dtype(dtype))
     product = _fastest(jax.jit(lambda a: jnp.matmul(a, a, precision="highest")), a, seconds)
-    x = jnp.ones(2**26 if on_cpu else 2**29, jnp.float32)
+    x = jnp.ones(2**25 if on_cpu else 2**29, jnp.float32)
     passes = _fastest(jax.jit(lambda x: x + 1), x, seconds)
     link = _gather_rate(seconds) if jax.device_count() > 1 else math.inf
     return Device(
@@ -130,7 +129,7 @@ def _fastest(run: Callable[..., Any], argument: Any, seconds: float) -> float:
     for _ in range(2):
         jax.block_until_ready(run(argument))
     best, end = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while best == math.inf or time.perf_counter() < end:
         start = time.perf_counter()
         jax.block_until_ready(run(argument))
         best = min(best, time.perf_counter() - start)

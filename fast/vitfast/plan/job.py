@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -80,13 +81,8 @@ class Job:
 
         Raises:
             MeshDoesNotDivide: a parameter does not divide over the mesh; all are listed.
-            ValueError: the model has no classifier, or the batch does not divide.
+            ValueError: the batch does not divide.
         """
-        if not self.config.num_classes:
-            raise ValueError(
-                "the plan is of training a classifier, and this configuration has none "
-                "(num_classes is 0); add num_classes=1000"
-            )
         if self.batch % self.batch_parts:
             raise ValueError(
                 f"a batch of {self.batch} does not divide over {self.batch_parts} devices "
@@ -96,6 +92,18 @@ class Job:
         mesh = AbstractMesh(tuple(self.mesh.values()), AXES, axis_types=(AxisType.Explicit,) * 3)
         with use_abstract_mesh(mesh):
             SHARDING.check(self.config, parameter_shapes(one_layer))
+
+    def check_model(self) -> None:
+        """Refuse a model of which this is no plan, on any mesh.
+
+        Raises:
+            ValueError: it has no classifier.
+        """
+        if not self.config.num_classes:
+            raise ValueError(
+                "the plan is of training a classifier, and this configuration has none "
+                "(num_classes is 0); add --set num_classes=1000"
+            )
 
     @property
     def mesh(self) -> dict[str, int]:
@@ -140,8 +148,8 @@ class Parameter(NamedTuple):
     by_model: bool
 
     @property
-    def count(self) -> int:
-        """How many arrays of this shape the model has."""
+    def arrays(self) -> int:
+        """How many of this shape the model has."""
         return self.layers or 1
 
     @property
@@ -158,10 +166,19 @@ class Parameter(NamedTuple):
         return self.gathered(job) // (job.fsdp if self.by_fsdp else 1)
 
 
-def parameters(job: Job) -> Iterator[Parameter]:
+def parameters(job: Job) -> tuple[Parameter, ...]:
     """Every parameter, by the axes that `vitfast.sharding.PARAMETER_AXES` gives it."""
-    layers = job.config.num_layers
-    for name, shape in parameter_shapes(replace(job.config, num_layers=min(1, layers))).items():
+    return _parameters(job.config)
+
+
+@lru_cache(maxsize=8)
+def _parameters(config: VisionTransformerConfig) -> tuple[Parameter, ...]:
+    return tuple(_each(config))
+
+
+def _each(config: VisionTransformerConfig) -> Iterator[Parameter]:
+    layers = config.num_layers
+    for name, shape in parameter_shapes(replace(config, num_layers=min(1, layers))).items():
         axes: set[str | None] = set()
         for cut in SHARDING.parameter(name):
             axes.update(cut if isinstance(cut, tuple) else (cut,))

@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vitfast.plan.collectives import collectives
 from vitfast.plan.devices import Device
 from vitfast.plan.job import Job
+from vitfast.plan.network import collectives
 from vitfast.plan.work import model_flops, operations
 
 STRIDES = {("model",): (), ("fsdp",): ("model",), ("data",): ("model", "fsdp"),
@@ -104,7 +104,7 @@ def predict(job: Job, device: Device) -> Prediction:
         sending,
         sum(one.flops for one in work),
         sum(one.bytes for one in work),
-        sum(one.sent for one in sent),
+        sum((one.sent for one in sent), 0.0),
         model_flops(job),
         job.devices,
         peak,

@@ -19,8 +19,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vitfast.memory import OPTIMIZERS
-from vitfast.plan.collectives import GATHER, REDUCE, SCATTER, Collective
 from vitfast.plan.job import SHARDING, Job, parameters
+from vitfast.plan.network import GATHER, REDUCE, SCATTER, Collective
 from vitfast.sharding import make_mesh
 from vitfast.training import make_train_step
 from vitfast.vision_transformer import VisionTransformer
@@ -44,13 +44,13 @@ class Found(NamedTuple):
         kind: as XLA calls it.
         devices: how many take part.
         shape: of the result on one device.
-        count: how often a step makes it; in a loop, as often as the loop runs.
+        times: how often a step makes it; in a loop, as often as the loop runs.
     """
 
     kind: str
     devices: int
     shape: tuple[int, ...]
-    count: int
+    times: int
 
 
 def compile_step(job: Job, options: Mapping[str, Any] | None = None) -> Any:
@@ -59,7 +59,7 @@ def compile_step(job: Job, options: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ValueError: the mesh has another number of devices.
     """
-    with jax.set_mesh(make_mesh(**job.mesh)):
+    with jax.set_mesh(make_mesh(data=job.data, fsdp=job.fsdp, model=job.model)):
         mesh = jax.sharding.get_mesh()
 
         def placed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -111,7 +111,7 @@ def counted(found: Iterable[Found]) -> Counter[tuple[str, int, int]]:
     for one in found:
         parts = one.devices if one.kind == SCATTER else 1
         kind = REDUCE if one.kind == SCATTER else one.kind
-        counts[kind, one.devices, int(np.prod(one.shape)) * parts] += one.count
+        counts[kind, one.devices, int(np.prod(one.shape)) * parts] += one.times
     return counts
 
 
@@ -120,7 +120,7 @@ def expected(planned: Iterable[Collective]) -> Counter[tuple[str, int, int]]:
     counts: Counter[tuple[str, int, int]] = Counter()
     for one in planned:
         kind = GATHER if one.kind == GATHER else REDUCE
-        counts[kind, one.devices, one.numbers] += one.count
+        counts[kind, one.devices, one.numbers] += one.times
     return counts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -10,10 +11,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import vitspec
-from vitfast.plan.collectives import Collective, collectives
 from vitfast.plan.devices import Device
-from vitfast.plan.footprint import Footprint, footprint
 from vitfast.plan.job import Job, parameters
+from vitfast.plan.memory import Footprint, footprint
+from vitfast.plan.network import Collective, collectives
 from vitfast.plan.prediction import Prediction, predict
 from vitfast.plan.search import ROOM
 from vitspec.testing.results import environment
@@ -49,6 +50,9 @@ def make_plan(name: str, job: Job, device: Device, compared: int | None = None) 
     )  # fmt: skip
 
 
+PURPOSES = ("forward", "backward", "gradients", "loss")
+
+
 class Section(NamedTuple):
     """A table and what stands below it."""
 
@@ -66,12 +70,12 @@ def sections(plan: Plan) -> list[Section]:
 def title(plan: Plan) -> str:
     """The job in words."""
     job = plan.job
-    count = sum(one.count * _size(one.shape) for one in parameters(job))
+    count = sum(one.arrays * math.prod(one.shape) for one in parameters(job))
     mesh = ", ".join(f"{axis}={size}" for axis, size in job.mesh.items())
     chosen = "" if plan.compared is None else f", the fastest of {plan.compared} plans compared"
     remat = "with" if job.remat else "without"
     return (
-        f"{plan.name}: {count / 1e9:.3g} billion parameters on {job.devices} x {plan.device.name} "
+        f"{plan.name}: {count / 1e6:,.1f} million parameters on {job.devices} x {plan.device.name} "
         f"({mesh}{chosen}); {job.batch} images in a step, {job.images} on each device; "
         f"{job.optimizer}, parameters {job.param_dtype}, computed in {job.dtype}, {remat} gradient "
         "checkpointing"
@@ -88,7 +92,9 @@ def _memory(plan: Plan) -> Section:
         "logits and their gradient": f.logits,
         "total": f.total,
     }  # fmt: skip
-    rows = [(name, amount(size), f"{size / device.memory:.1%}") for name, size in names.items()]
+    rows = [
+        (name, amount(size), f"{size / device.memory:.1%}") for name, size in names.items() if size
+    ]
     spare = device.memory * ROOM - f.total
     fits = f"fits, with {amount(spare)} to spare" if plan.fits else f"lacks {amount(-spare)}"
     remark = f"Of {amount(device.memory)}, {ROOM:.0%} may be used: it {fits}."
@@ -102,8 +108,11 @@ def _sent(plan: Plan) -> Section:
         key = (one.purpose, one.kind, "+".join(one.axes), one.devices)
         groups.setdefault(key, []).append(one)
     rows = []
-    for (purpose, kind, axes, devices), ones in groups.items():
-        count, size = sum(one.count for one in ones), sum(one.size for one in ones)
+    order = {purpose: i for i, purpose in enumerate(PURPOSES)}
+    for (purpose, kind, axes, devices), ones in sorted(
+        groups.items(), key=lambda item: order[item[0][0]]
+    ):
+        count, size = sum(one.times for one in ones), sum(one.size for one in ones)
         sent = sum(one.sent for one in ones)
         rows.append(
             (purpose, kind, f"{axes} ({devices})", f"{count:,}", amount(size), amount(sent))
@@ -115,19 +124,21 @@ def _sent(plan: Plan) -> Section:
 
 def _time(plan: Plan) -> Section:
     p, device = plan.prediction, plan.device
-    rows = [
-        ("forward", _time_of(p.computing["forward"])),
-        ("forward again", _time_of(p.computing["recomputed"])),
-        ("backward", _time_of(p.computing["backward"])),
-        ("update", _time_of(p.computing["update"])),
-        *((f"sending along {axis}", _time_of(taken)) for axis, taken in p.sending.items()),
-        ("step, if everything overlaps", _time_of(p.least)),
-        ("step, expected", _time_of(p.expected)),
-        ("step, if nothing overlaps", _time_of(p.most)),
+    parts = {
+        "forward": p.computing["forward"],
+        "forward again": p.computing["recomputed"],
+        "backward": p.computing["backward"],
+        "update": p.computing["update"],
+        **{f"sending along {axis}": taken for axis, taken in p.sending.items()},
+        "step, if everything overlaps": p.least,
+        "step, expected": p.expected,
+        "step, if nothing overlaps": p.most,
+    }
+    rows = [(name, _time_of(taken)) for name, taken in parts.items() if taken]
+    rows += [
         ("images per second, expected", f"{plan.job.batch / p.expected:,.0f}"),
         ("model FLOPs utilisation, expected", f"{p.utilisation(p.expected):.1%}"),
     ]
-    rows = [row for row in rows if row[1] != _time_of(0.0)]
     network = f", and {p.flops / p.sent:,.0f} for each that it sends" if p.sent else ""
     remark = (
         f"The model's products are {p.useful_flops:.3g} FLOPs in a step; each device does "
@@ -196,7 +207,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def amount(size: float) -> str:
+def amount(size: int | float) -> str:
     """Bytes to three digits, in decimal units, as data sheets have them: 1.13 GB."""
     units = ("B", "kB", "MB", "GB", "TB")
     step = 0
@@ -206,11 +217,6 @@ def amount(size: float) -> str:
 
 
 def _time_of(seconds: float) -> str:
-    return f"{seconds * 1e3:,.3g} ms" if seconds < 0.9995 else f"{seconds:,.3g} s"
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+    if seconds >= 0.9995:
+        return f"{seconds:,.2f} s"
+    return f"{seconds * 1e3:.{4 if seconds < 0.001 else 2 if seconds < 0.1 else 0}f} ms"

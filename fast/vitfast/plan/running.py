@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from statistics import median
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +15,6 @@ from vitfast.sharding import make_mesh, shard_images
 from vitfast.training import make_train_step
 
 
-def job_here(job: Job) -> Job:
-    """The job with the attention that this platform takes."""
-    return replace(job, fused_attention=jax.default_backend() != "cpu")
-
-
 def time_step(job: Job, steps: int = 5) -> list[float]:
     """The seconds of each of so many steps, after two, with random images.
 
@@ -29,7 +22,7 @@ def time_step(job: Job, steps: int = 5) -> list[float]:
         ValueError: the mesh has another number of devices than there are.
     """
     c, rng = job.config, np.random.default_rng(0)
-    with jax.set_mesh(make_mesh(**job.mesh)):
+    with jax.set_mesh(make_mesh(data=job.data, fsdp=job.fsdp, model=job.model)):
         optimizer = OPTIMIZERS[job.optimizer](1e-4)
         model = new_model(job)
         state = optimizer.init(model)
@@ -47,8 +40,3 @@ def time_step(job: Job, steps: int = 5) -> list[float]:
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - start)
     return seconds[2:]
-
-
-def typical(seconds: list[float]) -> float:
-    """The median: less of it is other programs' doing than of the mean."""
-    return median(seconds)

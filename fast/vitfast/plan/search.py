@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from vitfast.plan.devices import Device
-from vitfast.plan.footprint import footprint
 from vitfast.plan.job import Job
+from vitfast.plan.memory import footprint
 from vitfast.plan.prediction import predict
 
 ROOM = 0.9

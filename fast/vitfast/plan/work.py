@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vitfast.plan.footprint import FLOAT32, footprint, layer_input, moments_of
 from vitfast.plan.job import Job
+from vitfast.plan.memory import FLOAT32, footprint, layer_input, moments_of
 
 
 class Operation(NamedTuple):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ class Footprint:
 def footprint(job: Job) -> Footprint:
     """The bytes on each device; all hold equally many."""
     computed, kept = job.bytes_each
-    held = sum(one.count * one.held(job) for one in parameters(job))
+    held = sum(one.arrays * one.held(job) for one in parameters(job))
     moments, counters = moments_of(job.optimizer)
     layer = sum(one.gathered(job) for one in parameters(job) if one.layers)
     of_layer = layer_activations(job)
@@ -73,6 +74,7 @@ def footprint(job: Job) -> Footprint:
     )
 
 
+@cache
 def moments_of(optimizer: str) -> tuple[int, int]:
     """How many numbers an optimiser keeps for each parameter, and the bytes of its counters."""
     parameter = jax.ShapeDtypeStruct((7,), jnp.float32)

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vitfast.plan.footprint import layer_input
 from vitfast.plan.job import Job, Parameter, parameters
+from vitfast.plan.memory import layer_input
 
 GATHER, SCATTER, REDUCE = "all-gather", "reduce-scatter", "all-reduce"
 
@@ -27,10 +27,10 @@ class Collective(NamedTuple):
     Attributes:
         kind: all-gather, reduce-scatter or all-reduce.
         what: which array.
-        purpose: "forward", "backward" or "gradients".
+        purpose: "forward", "backward", "gradients" or "loss".
         axes: the mesh axes along which the devices lie that take part.
         devices: how many take part in each.
-        count: how many there are in a step.
+        times: how many there are in a step.
         numbers: of the array before it is scattered, or once it is gathered or summed.
         itemsize: bytes of a number.
     """
@@ -40,14 +40,14 @@ class Collective(NamedTuple):
     purpose: str
     axes: tuple[str, ...]
     devices: int
-    count: int
+    times: int
     numbers: int
     itemsize: int
 
     @property
     def size(self) -> int:
         """The bytes of all of these arrays."""
-        return self.count * self.numbers * self.itemsize
+        return self.times * self.numbers * self.itemsize
 
     @property
     def sent(self) -> float:
@@ -58,7 +58,7 @@ class Collective(NamedTuple):
 
 def collectives(job: Job) -> list[Collective]:
     """Every collective of a step."""
-    return [one for one in _all(job) if one.devices > 1 and one.count > 0 and one.numbers > 0]
+    return [one for one in _all(job) if one.devices > 1 and one.times > 0 and one.numbers > 0]
 
 
 def _all(job: Job) -> Iterator[Collective]:
@@ -67,18 +67,19 @@ def _all(job: Job) -> Iterator[Collective]:
             yield from _gathers(job, parameter)
             yield from _gradient(job, parameter)
     yield from _activations(job)
-    yield Collective(REDUCE, "loss", "forward", ("data", "fsdp"), job.batch_parts, 1, 1, 4)
+    yield Collective(REDUCE, "loss", "loss", ("data", "fsdp"), job.batch_parts, 1, 1, 4)
 
 
 def _gathers(job: Job, one: Parameter) -> Iterator[Collective]:
     if not one.by_fsdp:
         return
     computed, kept = job.bytes_each
+    numbers = one.gathered(job)
     itemsize = kept if "norm" in one.name else computed  # statistics are not rounded
-    made = (GATHER, one.name), (("fsdp",), job.fsdp, one.count, one.gathered(job), itemsize)
-    yield Collective(*made[0], "forward", *made[1])
-    if _needed_again(job, one):
-        yield Collective(*made[0], "backward", *made[1])
+    for purpose in ("forward", "backward") if _needed_again(job, one) else ("forward",):
+        yield Collective(
+            GATHER, one.name, purpose, ("fsdp",), job.fsdp, one.arrays, numbers, itemsize
+        )
 
 
 def _needed_again(job: Job, one: Parameter) -> bool:
@@ -101,27 +102,27 @@ def _gradient(job: Job, one: Parameter) -> Iterator[Collective]:
     Of anything else at once; it is scattered where only fsdp takes part.
     """
     _, kept = job.bytes_each
-    numbers, data = one.gathered(job), job.data
-    if one.by_fsdp and (one.is_weight or data == 1):
-        over = (("fsdp",), job.fsdp, one.count, numbers, kept)
-        yield Collective(SCATTER, one.name, "gradients", *over)
-        over = (("data",), data, one.count, one.held(job), kept)
-        yield Collective(REDUCE, one.name, "gradients", *over)
+    name, arrays, numbers = one.name, one.arrays, one.gathered(job)
+    if one.by_fsdp and (one.is_weight or job.data == 1):
+        yield Collective(SCATTER, name, "gradients", ("fsdp",), job.fsdp, arrays, numbers, kept)
+        rest = one.held(job)
+        yield Collective(REDUCE, name, "gradients", ("data",), job.data, arrays, rest, kept)
     else:
-        over_both = (("data", "fsdp"), job.batch_parts, one.count, numbers, kept)
-        yield Collective(REDUCE, one.name, "gradients", *over_both)
+        both, parts = ("data", "fsdp"), job.batch_parts
+        yield Collective(REDUCE, name, "gradients", both, parts, arrays, numbers, kept)
 
 
 def _activations(job: Job) -> Iterator[Collective]:
     computed, _ = job.bytes_each
-    over = ("model",), job.model
-    for what, purpose, times in [
+    layers, numbers = job.config.num_layers, layer_input(job)
+    for what, purpose, sums in (
         ("activations", "forward", 2),
         ("activations", "backward", _summed_again(job)),
         ("cotangents", "backward", 2),
-    ]:
-        count = times * job.config.num_layers
-        yield Collective(REDUCE, what, purpose, *over, count, layer_input(job), computed)
+    ):
+        yield Collective(
+            REDUCE, what, purpose, ("model",), job.model, sums * layers, numbers, computed
+        )
 
 
 def _summed_again(job: Job) -> int:
