@@ -283,9 +283,6 @@ def _model(
     given: dict[str, Any], dataset: Any, recipe: Any, config: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The model, its image processor if it has its own, and what the run directory notes of it."""
-    from flax import nnx
-
-    from vitfast import VisionTransformer
     from vitfast.training import starting
     from vitspec.testing.practical_config import changed
 
@@ -311,7 +308,9 @@ def _model(
     fitted = starting.adapted(recipe.model, channels=dataset.channels, **wanted)
     # What the user has asked for is said last: mask_token=true of a classifier, say.
     fitted = changed(fitted, given["set_"] or [])
-    return VisionTransformer(fitted, rngs=nnx.Rngs(config.seed), **options), None, {}
+    scale = recipe.position_scale
+    model = starting.fresh(fitted, seed=config.seed, position_scale=scale, **options)
+    return model, None, {"position_scale": scale}
 
 
 def parse_size(text: str) -> tuple[int, int]:

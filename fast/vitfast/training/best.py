@@ -39,7 +39,9 @@ class Best:
         if self.checkpoints is None:
             self._model = jax.tree.map(jnp.copy, state.model)
         else:
+            # Waited for: a checkpoint of the run that says so must not be whole before this is.
             self.checkpoints.save(step, state, {"score": score})
+            self.checkpoints.wait()
         return False
 
     def model(self, state: TrainState, step: int) -> tuple[Any, int]:
@@ -48,13 +50,8 @@ class Best:
             return state.model, step
         if self.checkpoints is None:
             return self._model, self.step
-        self.checkpoints.wait()
-        found = self.checkpoints.restore(state)
-        if found is None:
-            raise FileNotFoundError(
-                f"the best model, of step {self.step}, is not there; the run's checkpoints are"
-            )
-        return found[0].model, int(found[0].step)
+        found = self.checkpoints.restore(state, self.step)
+        return found[0].model, self.step
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint notes of it."""

@@ -53,6 +53,22 @@ def adapted(
     return replace(config, **changes)
 
 
+def fresh(
+    config: VisionTransformerConfig, *, seed: int = 0, position_scale: float = 0.02, **options: Any
+) -> VisionTransformer:
+    """A model with drawn parameters.
+
+    Args:
+        config: the architecture.
+        seed: of what is drawn.
+        position_scale: standard deviation of the initial positions.
+        options: what else `VisionTransformer` takes: dtype, sharding, ...
+    """
+    model = VisionTransformer(config, rngs=nnx.Rngs(seed), **options)
+    model.pos_enc.pos[...] = model.pos_enc.pos[...] * (position_scale / 0.02)
+    return model
+
+
 def from_checkpoint(
     path: str | os.PathLike[str],
     *,

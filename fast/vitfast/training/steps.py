@@ -122,7 +122,7 @@ def make_update(
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
-        figures = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+        figures = {"loss": loss, "grad_norm": norm(gradients)}
         if schedule is not None:
             figures["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(state.step + 1, model, opt_state, state.key), figures
@@ -173,6 +173,11 @@ def loss_and_gradients(
     dtype = jax.eval_shape(loss, model, *first, key).dtype
     nothing = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, model))
     return jax.lax.scan(add, nothing, (jnp.arange(parts), *cut))[0]
+
+
+def norm(tree: Any) -> jax.Array:
+    """The square root of the sum of all squares."""
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
 def in_parts(rows: jax.Array, parts: int) -> jax.Array:
