@@ -93,7 +93,8 @@ def resized(images: Any, indices: Any, processor: ImageProcessor) -> Any:
     if isinstance(images, np.ndarray) and _keeps(processor, images.shape[1:]):
         # All at once; one by one, each would pass through Pillow and come out the same.
         found = images[indices]
-        return np.repeat(found, processor.channels // found.shape[3], axis=3)
+        copies = processor.channels // found.shape[3]
+        return np.repeat(found, copies, axis=3) if copies > 1 else found
     return np.stack([processor.pixels(images[int(index)], "channels_last") for index in indices])
 
 

@@ -103,11 +103,13 @@ class ImageProcessor:
         return batch
 
     def normalised(self, pixels: Any) -> Any:
-        """What the model takes for such `pixels`: float32, of the same shape (..., C)."""
+        """What the model takes for such `pixels`, uint8 (..., C): float32 of the same shape."""
         table = config.level_table(self._values())
         batch = np.empty(pixels.shape, np.float32)
         for channel in range(self.channels):
-            batch[..., channel] = table[:, channel][pixels[..., channel]]
+            # No level is outside of the table; "clip" is only the fastest way.
+            levels = pixels[..., channel]
+            batch[..., channel] = np.take(table[:, channel], levels, mode="clip")
         return batch
 
     @property
