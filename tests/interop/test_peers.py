@@ -163,6 +163,8 @@ def test_dinov2_takes_a_grid_of_one_row_for_a_square():
     )
     assert error_of_logits(dinov2, config) > 1e-3
     assert error_of_logits(dinov2, replace(config, image_h=8)) < 1e-13
+    with pytest.raises(RuntimeError, match="shape"):
+        error_of_logits(dinov2, replace(config, image_h=4, image_w=6))
     wide = replace(config, image_h=4, image_w=8)
     assert "image_h: 8 only, got 4" in peer("transformers-dinov2").supports(wide)
 

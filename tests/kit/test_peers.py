@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,10 +327,16 @@ def test_a_page_keeps_the_lines_of_peers_that_were_not_run(peers):
     assert page.startswith("before\n")
     assert page.endswith("\nafter\n")
     assert "old" not in page
+    assert page.count("- **b**: a test.\n  - a limit\n") == 1
     lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     assert [line[0] for line in lines] == ["| `a`", "| `b`", "| `c`"]
     assert [line[3:6] for line in lines] == [["1", "0", "0"], ["1", "0", "0"], ["1", "1", "0"]]
     assert lines[2][-1] == "does not conform |"
+
+
+def test_the_page_says_what_the_registry_says():
+    page = (Path(__file__).parents[2] / "docs" / "peers.md").read_text(encoding="utf-8")
+    assert peer_reports.renewed(page) == page, "run: vitspec peers --markdown docs/peers.md"
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -347,7 +354,7 @@ def test_the_command_lists_every_peer_and_whether_it_is_here():
     ("args", "text"),
     [
         (["tim"], "no peer is named tim; known: transformers"),
-        (["--json", "x.json"], "need --check"),
+        (["--json", "x.json"], "needs --check"),
         (["--check", "--json", "no/such/folder/x.json"], "its directory does not exist"),
     ],
 )
@@ -371,6 +378,6 @@ def test_the_command_grades_and_writes(peers, monkeypatch, tmp_path):
     found = json.loads(files[0].read_text())
     assert [one["name"] for one in found["peers"]] == ["a", "b", "absent"]
     assert "| `b` |" in files[1].read_text()
-    assert "absent" not in files[1].read_text()
+    assert "| `absent`" not in files[1].read_text()
     assert run("a", "--check").exit_code == 0
     assert run("absent", "--check").exit_code == 3

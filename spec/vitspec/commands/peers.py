@@ -40,7 +40,7 @@ def peers(
     ] = 900.0,
     json: Annotated[Path | None, typer.Option(help="Write the results to this file.")] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="Renew the lines of the table on this page.")
+        Path | None, typer.Option(help="Renew this page, docs/peers.md; the table with --check.")
     ] = None,
 ) -> None:
     """List other libraries' ViTs of the practical family, or grade them.
@@ -55,16 +55,19 @@ def peers(
 
     if unknown := [name for name in names or [] if name not in PEERS]:
         fail(USAGE, f"no peer is named {', '.join(unknown)}; known: {', '.join(PEERS)}")
-    if not check:
-        if json is not None or markdown is not None:
-            fail(USAGE, "--json and --markdown are of results, and need --check")
-        _list(names or list(PEERS))
-        return
     require_writable("--json", json)
     require_writable("--markdown", markdown)
+    if not check and json is not None:
+        fail(USAGE, "--json is of results, and needs --check")
     from vitspec.testing import peer_reports as made
     from vitspec.testing.report import write_atomically, write_json
 
+    page = markdown.read_text(encoding="utf-8") if markdown and markdown.exists() else ""
+    if not check:
+        _list(names or list(PEERS))
+        if markdown is not None:
+            write_atomically(markdown, made.renewed(page))
+        return
     settings = replace(made.DEFAULT, cases=cases, laws=laws, photograph=photograph, seed=seed)
     graded = []
     with progress() as display:
@@ -77,7 +80,6 @@ def peers(
     if json is not None:
         write_json(json, made.to_json(graded))
     if markdown is not None:
-        page = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
         write_atomically(markdown, made.renewed(page, [g for g in graded if g.reports]))
     raise typer.Exit(_exit_code(graded, named=bool(names)))
 

@@ -266,7 +266,7 @@ ILL_FORMED_PRACTICAL: dict[str, dict[str, Any]] = {
     "activation_known": {"activation": "nonsense"},
     "pool_known": {"pool": "max"},
     "layerNormEps_pos": {"layer_norm_eps": -1e-6},
-    "cls_needed": {"cls_token": False},
+    "cls_needed": {"cls_token": False, "pool": "cls"},
     "pool_needed": {"pool": "none"},
 }
 """For each rule of `VisionTransformerConfig` about a classifier, what breaks it."""

@@ -184,8 +184,8 @@ def _declared(deviation: Any) -> dict[str, Any]:
 # ---- the page ----------------------------------------------------------------------------------
 
 
-def renewed(page: str, graded: Sequence[Graded]) -> str:
-    """The page with the lines of these peers in place of the earlier ones.
+def renewed(page: str, graded: Sequence[Graded] = ()) -> str:
+    """The page with the lines of these peers in place of the earlier ones, and the list below.
 
     Lines of other peers stay: no environment has every library. A page without the markers gets
     the table at its end.
@@ -196,7 +196,17 @@ def renewed(page: str, graded: Sequence[Graded]) -> str:
     order = [name for name in PEERS if name in lines]
     head = ["| " + " | ".join(HEADINGS) + " |", "| --- " * len(HEADINGS) + "|"]
     table = "\n".join([*head, *(line for name in order for line in lines[name])])
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after or chr(10)}"
+    known = "\n".join(described(PEERS[name]) for name in PEERS)
+    return f"{before}{BEGIN}\n\n{table}\n\n{known}\n\n{END}{after or chr(10)}"
+
+
+def described(peer: Peer) -> str:
+    """What is known of a peer, an entry of a list."""
+    lines = [f"- **{peer.name}**: {peer.what}.", *(f"  - {limit}" for limit in peer.limits)]
+    for one in peer.deviations:
+        checks = ", ".join(f"`{glob}`" for glob in one.checks)
+        lines.append(f"  - declared, {checks}: {one}")
+    return "\n".join(lines)
 
 
 def _lines(graded: Graded) -> list[str]:
