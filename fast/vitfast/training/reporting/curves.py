@@ -26,7 +26,7 @@ def draw_curves(
     path: Any,
     *,
     title: str = "",
-    steps_per_epoch: float | None = None,
+    steps_per_epoch: int | float | None = None,
 ) -> None:
     """Draw them as a PNG.
 
@@ -104,7 +104,7 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return np.where(finite, sums / np.maximum(counts, 1), math.nan)
 
 
-def _epochs(axes: Any, steps_per_epoch: float) -> None:
+def _epochs(axes: Any, steps_per_epoch: int | float) -> None:
     """An axis in epochs on top."""
     above = axes.secondary_xaxis(
         "top", functions=(lambda s: s / steps_per_epoch, lambda e: e * steps_per_epoch)

@@ -131,7 +131,7 @@ class RunDirectory:
         *,
         confusion: Any = None,
         class_names: Sequence[str] = (),
-        steps_per_epoch: float | None = None,
+        steps_per_epoch: int | float | None = None,
         title: str = "",
     ) -> None:
         """Write the table of metrics, the curves and, if given, the confusion matrix.
