@@ -13,7 +13,7 @@
 ((3,), (6, 8), (3, 8, 12))
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 from vitspec.config import (
     TransformerStackConfig,
