@@ -243,3 +243,39 @@ EQUIMO = NameMap(
     ),
 )
 """`vitspec.testing.adapters.peers.equimo`."""
+
+_OF_ENCODER = "vit_encoder.encoder_layers.{i}."
+
+KERAS_HUB = NameMap(
+    "keras-hub's ViTImageClassifier",
+    (
+        Rule(
+            "vit_patching_and_embedding.patch_embedding.kernel", "patch_embed.kernel", "kernel-hwio"
+        ),
+        Rule("vit_patching_and_embedding.patch_embedding.bias", "patch_embed.bias"),
+        Rule("vit_patching_and_embedding.class_token", "cls_token", "row-1-1"),
+        Rule("vit_patching_and_embedding.position_embedding.embeddings", "pos_enc.pos"),
+        *(
+            Rule(f"{_OF_ENCODER}mha.{name}.{theirs}", f"{LAYER}mha.{ours}{name[0]}", layout)
+            for name in ("query", "key", "value")
+            for theirs, ours, layout in (("kernel", "w", "heads-in"), ("bias", "b", "heads-bias"))
+        ),
+        Rule(f"{_OF_ENCODER}mha.attention_output.kernel", f"{LAYER}mha.wo", "heads-out"),
+        Rule(f"{_OF_ENCODER}mha.attention_output.bias", f"{LAYER}mha.bo"),
+        *(
+            Rule(f"{_OF_ENCODER}mlp.dense_{number}.{theirs}", f"{LAYER}ffn.{ours}{number}")
+            for number in (1, 2)
+            for theirs, ours in (("kernel", "w"), ("bias", "b"))
+        ),
+        *(
+            Rule(f"{_OF_ENCODER}ln_{number}.{name}", f"{LAYER}norm{number}_{name}")
+            for number in (1, 2)
+            for name in ("gamma", "beta")
+        ),
+        Rule("vit_encoder.ln.gamma", "final_norm_gamma"),
+        Rule("vit_encoder.ln.beta", "final_norm_beta"),
+        Rule("predictions.kernel", "head.weights", "transpose"),
+        Rule("predictions.bias", "head.bias"),
+    ),
+)
+"""`vitspec.testing.adapters.peers.keras_hub`."""

@@ -9,6 +9,8 @@ the family lacks, and with a CLS token ("tok") positions are added before the to
 them, so that the token has none.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+# Linen's `compact` is known when the module runs, and not before.
 from __future__ import annotations
 
 from functools import partial
@@ -42,7 +44,12 @@ def implementation() -> JaxAdapter:
 
 
 def big_vision_vit(config: VisionTransformerConfig) -> Any:
-    """The module, on images (B, H, W, C)."""
+    """The module, on images (B, H, W, C).
+
+    Raises:
+        NotWellFormed: there is no such model.
+    """
+    config.check_well_formed()
     nn, c = framework("flax.linen"), config
     D, patch = c.embed_dim, (c.patch_h, c.patch_w)
     zeros = nn.initializers.zeros
@@ -50,7 +57,8 @@ def big_vision_vit(config: VisionTransformerConfig) -> Any:
     class MlpBlock(nn.Module):  # type: ignore[misc, name-defined]
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            return nn.Dense(D)(nn.gelu(nn.Dense(c.hidden_dim)(x)))
+            x = nn.gelu(nn.Dense(c.hidden_dim)(x))  # modules are numbered as they are made
+            return nn.Dense(D)(x)
 
     class Encoder1DBlock(nn.Module):  # type: ignore[misc, name-defined]
         @nn.compact

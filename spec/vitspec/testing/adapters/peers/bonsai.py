@@ -43,14 +43,20 @@ def implementation(exact: bool = False) -> JaxAdapter:
 def bonsai_vit(
     config: VisionTransformerConfig, in_channels: int, height: int, width: int, *, exact: bool
 ) -> Any:
-    """The module, on images (B, H, W, C)."""
+    """The module, on images (B, H, W, C).
+
+    Raises:
+        NotWellFormed: there is no such model.
+    """
+    config.check_well_formed()
     jax, jnp, nnx = framework("jax"), framework("jax.numpy"), framework("flax.nnx")
     c, D, patch = config, config.embed_dim, (config.patch_h, config.patch_w)
     rows = (height // patch[0]) * (width // patch[1]) + 1
+    zeros = {"kernel_init": nnx.initializers.zeros_init()}  # drawing would be compiled
 
     class Embeddings(nnx.Module):  # type: ignore[misc, name-defined]
         def __init__(self, rngs: Any) -> None:
-            self.projection = nnx.Conv(in_channels, D, patch, strides=patch, rngs=rngs)
+            self.projection = nnx.Conv(in_channels, D, patch, strides=patch, rngs=rngs, **zeros)
             self.cls_token = nnx.Param(jnp.zeros((1, 1, D)))
             self.pos_embeddings = nnx.Param(jnp.zeros((1, rows, D)))
 
@@ -61,9 +67,11 @@ def bonsai_vit(
 
     class Layer(nnx.Module):  # type: ignore[misc, name-defined]
         def __init__(self, rngs: Any) -> None:
-            self.attention = nnx.MultiHeadAttention(c.head_count, D, decode=False, rngs=rngs)
-            self.linear1 = nnx.Linear(D, c.hidden_dim, rngs=rngs)
-            self.linear2 = nnx.Linear(c.hidden_dim, D, rngs=rngs)
+            self.attention = nnx.MultiHeadAttention(
+                c.head_count, D, decode=False, rngs=rngs, **zeros
+            )
+            self.linear1 = nnx.Linear(D, c.hidden_dim, rngs=rngs, **zeros)
+            self.linear2 = nnx.Linear(c.hidden_dim, D, rngs=rngs, **zeros)
             norm = partial(nnx.LayerNorm, D, epsilon=c.layer_norm_eps, rngs=rngs)
             self.layernorm_before, self.layernorm_after = norm(), norm()
 
@@ -77,7 +85,7 @@ def bonsai_vit(
             self.pos_embeddings = Embeddings(rngs)
             self.layers = nnx.List([Layer(rngs) for _ in range(c.num_layers)])
             self.ln = nnx.LayerNorm(D, epsilon=c.layer_norm_eps, rngs=rngs)
-            self.classifier = nnx.Linear(D, c.num_classes, rngs=rngs)
+            self.classifier = nnx.Linear(D, c.num_classes, rngs=rngs, **zeros)
 
         def __call__(self, images: Any) -> Any:
             x = self.pos_embeddings(images)

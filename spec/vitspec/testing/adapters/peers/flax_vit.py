@@ -1,5 +1,7 @@
 """Hugging Face's `FlaxViTForImageClassification`, of transformers 4; version 5 has it no more."""
 
+# mypy: disable-error-code="untyped-decorator"
+# Linen's `compact` is known when the module runs, and not before.
 from __future__ import annotations
 
 from typing import Any

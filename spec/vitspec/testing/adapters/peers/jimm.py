@@ -58,10 +58,16 @@ def jimm_vit(
     *,
     epsilon_in_blocks: float,
 ) -> Any:
-    """The module, on images (B, H, W, C)."""
+    """The module, on images (B, H, W, C).
+
+    Raises:
+        NotWellFormed: there is no such model.
+    """
+    config.check_well_formed()
     jax, jnp, nnx = framework("jax"), framework("jax.numpy"), framework("flax.nnx")
     c, D, P = config, config.embed_dim, config.patch_h
     rows = (height // P) * (width // P) + 1
+    zeros = {"kernel_init": nnx.initializers.zeros_init()}  # drawing would be compiled
 
     def quick_gelu(x: Any) -> Any:
         return x * jax.nn.sigmoid(1.702 * x)
@@ -72,12 +78,14 @@ def jimm_vit(
         def __init__(self, rngs: Any) -> None:
             norm = partial(nnx.LayerNorm, D, epsilon=epsilon_in_blocks, rngs=rngs)
             self.norm1, self.norm2 = norm(), norm()
-            self.attn = nnx.MultiHeadAttention(c.head_count, D, decode=False, rngs=rngs)
+            self.attn = nnx.MultiHeadAttention(c.head_count, D, decode=False, rngs=rngs, **zeros)
             # Their dropouts are left out; the second layer is the fourth in their sequence.
             self.mlp = nnx.Sequential(
-                nnx.Linear(D, c.hidden_dim, rngs=rngs), activation[c.activation], lambda x: x,
-                nnx.Linear(c.hidden_dim, D, rngs=rngs),
-            )  # fmt: skip
+                nnx.Linear(D, c.hidden_dim, rngs=rngs, **zeros),
+                activation[c.activation],
+                lambda x: x,
+                nnx.Linear(c.hidden_dim, D, rngs=rngs, **zeros),
+            )
 
         def __call__(self, x: Any) -> Any:
             x = x + self.attn(self.norm1(x))
@@ -95,7 +103,7 @@ def jimm_vit(
     class Base(nnx.Module):  # type: ignore[misc, name-defined]
         def __init__(self, rngs: Any) -> None:
             self.patch_embeddings = nnx.Conv(
-                in_channels, D, (P, P), strides=(P, P), padding="VALID", rngs=rngs
+                in_channels, D, (P, P), strides=(P, P), padding="VALID", rngs=rngs, **zeros
             )
             self.cls_token = nnx.Param(jnp.zeros((1, 1, D)))
             self.position_embeddings = nnx.Param(jnp.zeros((1, rows, D)))
@@ -112,7 +120,7 @@ def jimm_vit(
     class VisionTransformer(nnx.Module):  # type: ignore[misc, name-defined]
         def __init__(self, rngs: Any) -> None:
             self.encoder = Base(rngs)
-            self.classifier = nnx.Linear(D, c.num_classes, rngs=rngs)
+            self.classifier = nnx.Linear(D, c.num_classes, rngs=rngs, **zeros)
 
         def __call__(self, images: Any) -> Any:
             return self.classifier(self.encoder(images))

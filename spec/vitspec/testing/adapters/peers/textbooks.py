@@ -7,6 +7,8 @@ Sources: "NNX Vision Transformer" and "NNX Transformer Encoder Block" of the Fla
 crackedaicode.com; "Transformers for Vision" and "Multi-Head Attention" of d2l-ai/d2l-en.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+# Linen's `compact` is known when the module runs, and not before.
 from __future__ import annotations
 
 from dataclasses import replace
@@ -77,18 +79,27 @@ def nnx_tutorial_module(
     height: int,
     width: int,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     param_dtype: Any = np.float32,
 ) -> Any:
-    """The tutorial's module, on images (B, H, W, C), as `nnx.Rngs(seed)` draws it."""
+    """The tutorial's module, on images (B, H, W, C).
+
+    Its parameters are as `nnx.Rngs(seed)` draws them; without a seed they are 0, to be replaced.
+
+    Raises:
+        NotWellFormed: there is no such model.
+    """
+    config.check_well_formed()
     jnp, nnx, c = framework("jax.numpy"), framework("flax.nnx"), config
     jax, D, P = framework("jax"), c.embed_dim, c.patch_h
     rows, given = (height // P) * (width // P), {"param_dtype": param_dtype}
+    zeros = {"kernel_init": nnx.initializers.zeros_init()} if seed is None else {}
+    linear, norm = partial(nnx.Linear, **given, **zeros), partial(nnx.LayerNorm, D, **given)
 
     class MHA(nnx.Module):  # type: ignore[misc, name-defined]
         def __init__(self, rngs: Any) -> None:
             self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-                nnx.Linear(D, D, rngs=rngs, **given) for _ in range(4)
+                linear(D, D, rngs=rngs) for _ in range(4)
             )
 
         def __call__(self, x: Any) -> Any:
@@ -101,11 +112,11 @@ def nnx_tutorial_module(
 
     class EncoderBlock(nnx.Module):  # type: ignore[misc, name-defined]
         def __init__(self, rngs: Any) -> None:
-            self.ln1 = nnx.LayerNorm(D, rngs=rngs, **given)
+            self.ln1 = norm(rngs=rngs)
             self.attn = MHA(rngs)
-            self.ln2 = nnx.LayerNorm(D, rngs=rngs, **given)
-            self.ff1 = nnx.Linear(D, c.hidden_dim, rngs=rngs, **given)
-            self.ff2 = nnx.Linear(c.hidden_dim, D, rngs=rngs, **given)
+            self.ln2 = norm(rngs=rngs)
+            self.ff1 = linear(D, c.hidden_dim, rngs=rngs)
+            self.ff2 = linear(c.hidden_dim, D, rngs=rngs)
 
         def __call__(self, x: Any) -> Any:
             x = x + self.attn(self.ln1(x))
@@ -114,12 +125,12 @@ def nnx_tutorial_module(
     class ViT(nnx.Module):  # type: ignore[misc, name-defined]
         def __init__(self, rngs: Any) -> None:
             self.patch_embed = nnx.Conv(
-                in_channels, D, (P, P), strides=P, padding="VALID", rngs=rngs, **given
+                in_channels, D, (P, P), strides=P, padding="VALID", rngs=rngs, **given, **zeros
             )
             self.pos_embed = nnx.Param(jnp.zeros((rows, D), param_dtype))
             self.blocks = nnx.List([EncoderBlock(rngs) for _ in range(c.num_layers)])
-            self.ln = nnx.LayerNorm(D, rngs=rngs, **given)
-            self.head = nnx.Linear(D, c.num_classes, rngs=rngs, **given)
+            self.ln = norm(rngs=rngs)
+            self.head = linear(D, c.num_classes, rngs=rngs)
 
         def __call__(self, images: Any) -> Any:
             x = self.patch_embed(images).reshape(len(images), rows, D) + self.pos_embed[...]
@@ -127,11 +138,16 @@ def nnx_tutorial_module(
                 x = block(x)
             return self.head(self.ln(x).mean(axis=1))
 
-    return ViT(nnx.Rngs(seed))
+    return ViT(nnx.Rngs(seed or 0))
 
 
 def d2l_module(config: VisionTransformerConfig) -> Any:
-    """The book's module, on images (B, H, W, C); dropout is left out, as when it is evaluated."""
+    """The book's module, on images (B, H, W, C); dropout is left out, as when it is evaluated.
+
+    Raises:
+        NotWellFormed: there is no such model.
+    """
+    config.check_well_formed()
     jnp, nn, jax, c = framework("jax.numpy"), framework("flax.linen"), framework("jax"), config
     D, patch = c.embed_dim, (c.patch_h, c.patch_w)
     projection = partial(nn.Dense, D, use_bias=c.qkv_bias)
@@ -158,13 +174,19 @@ def d2l_module(config: VisionTransformerConfig) -> Any:
     class ViTMLP(nn.Module):  # type: ignore[misc, name-defined]
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            return nn.Dense(D)(nn.gelu(nn.Dense(c.hidden_dim)(x)))
+            x = nn.gelu(nn.Dense(c.hidden_dim)(x))  # modules are numbered as they are made
+            return nn.Dense(D)(x)
 
     class ViTBlock(nn.Module):  # type: ignore[misc, name-defined]
         @nn.compact
         def __call__(self, x: Any) -> Any:
             x = x + MultiHeadAttention(name="attention")(nn.LayerNorm()(x))
             return x + ViTMLP(name="mlp")(nn.LayerNorm()(x))
+
+    class Head(nn.Module):  # type: ignore[misc, name-defined]
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            return nn.Dense(c.num_classes, name="layers_1")(nn.LayerNorm(name="layers_0")(x))
 
     class ViT(nn.Module):  # type: ignore[misc, name-defined]
         @nn.compact
@@ -176,7 +198,6 @@ def d2l_module(config: VisionTransformerConfig) -> Any:
             x = x + self.param("pos_embed", zeros, (1, c.token_count, D))
             for i in range(c.num_layers):
                 x = ViTBlock(name=f"blks_{i}")(x)
-            head = nn.Sequential([nn.LayerNorm(), nn.Dense(c.num_classes)], name="head")
-            return head(x[:, 0])
+            return Head(name="head")(x[:, 0])
 
     return ViT()
