@@ -20,6 +20,7 @@ from vitspec.testing.adapters.peers.peer import Deviation, Peer
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.adapters.practical_maps import PRACTICAL_MAPS
 from vitspec.testing.declared import KINDS
+from vitspec.testing.diagnose import points
 from vitspec.testing.implementations import AdapterError
 from vitspec.testing.practical_cases import random_case, tiled_case
 from vitspec.testing.reference import SpecImplementation
@@ -182,6 +183,14 @@ def test_without_a_closest_one_such_cases_are_passed_over():
     assert [(r.check, r.status, r.reason) for r in report.results] == [
         ("supports", "skipped", "no")
     ] * 3
+
+
+def test_a_diagnosis_is_at_the_closest_configurations_too():
+    found, notes = points.cases(Limited())
+    assert [case.config for case in found] == [
+        ONLY.closest(case.config) for case in points.PRACTICAL_CASES
+    ]
+    assert len(notes) == sum(ONLY.supports(c.config) is not None for c in points.PRACTICAL_CASES)
 
 
 @pytest.mark.parametrize("broken", [lambda c: None, lambda c: 1 / 0], ids=["none", "raises"])

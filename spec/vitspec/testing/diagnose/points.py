@@ -91,7 +91,10 @@ def cases(
     kind = KINDS[implementation.spec]
     for i, case in enumerate(_cases_of(implementation.spec)):
         case = replace(case, seed=4 * seed + i)
-        wishes = (kind.with_config(case, config),) if config else tuple(_friendlier(case))
+        wishes = [kind.with_config(case, config)] if config else [*_friendlier(case)]
+        near = implementations.closest(implementation, case.config)
+        if not config and near != case.config:
+            wishes.insert(1, kind.with_config(case, near))
         for wish in wishes:
             reason = implementations.why_unsupported(implementation, wish.config)
             if reason is None:
