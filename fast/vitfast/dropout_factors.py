@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
 from jax.sharding import PartitionSpec
 
 from vitfast.conditions import BlockFactors, Conditions, Factors, draw, key_of, keys, settings

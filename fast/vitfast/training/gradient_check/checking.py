@@ -96,7 +96,7 @@ class GradientCheck:
 
         Raises:
             GradientDeparts: it does not; the report is in the folder, too.
-            ValueError: the parameters are not finite, so there is nothing to compare with.
+            NotFinite: the parameters are not, so there is nothing to compare with.
         """
         start = time.perf_counter()
         self._began = start if self._began is None else self._began
@@ -141,9 +141,12 @@ class GradientCheck:
         flat = to_flat(model)
         wrong = [name for name, leaf in flat.items() if not np.isfinite(leaf).all()]
         if wrong:
-            raise ValueError(
-                f"gradient check at step {step}: NaN or infinity in {len(wrong)} parameters, the "
-                f"first {wrong[0]}: training has diverged; lower the learning rate"
+            from vitfast.training.loop import NotFinite
+
+            raise NotFinite(
+                f"step {step}: NaN or infinity in {len(wrong)} parameters, the first {wrong[0]}: "
+                "there is no gradient to check; try a lower learning_rate, a clip_norm or "
+                "warmup_steps, in another run directory"
             )
         precision = PRECISIONS[model.dtype.name]
         examples = examples_of(model, batch, key, self.objective, rows, self.accumulation)

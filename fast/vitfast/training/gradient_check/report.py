@@ -84,7 +84,6 @@ class GradientReport:
     def record(self) -> dict[str, Any]:
         """Flat figures for `metrics.jsonl`."""
         return {
-            "step": self.step,
             "gradient_check_ratio": self.grades[0].ratio,
             "gradient_check_seconds": round(self.seconds, 3),
         }
@@ -150,7 +149,7 @@ class GradientReport:
         return path
 
 
-class GradientDeparts(RuntimeError):
+class GradientDeparts(RuntimeError):  # noqa: N818
     """A step's gradient is not the specification's.
 
     Attributes:

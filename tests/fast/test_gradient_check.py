@@ -1,0 +1,298 @@
+"""A step's gradient is held against the specification: mistakes are caught, correct ones pass."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from support.meshes import LAYOUTS
+from vitfast import VisionTransformer, ops, shard_images
+from vitfast.dropout_factors import dropout_factors
+from vitfast.implementation import compiled
+from vitfast.training import steps
+from vitfast.training.gradient_check import GradientCheck, GradientDeparts, checking
+from vitfast.training.gradient_check.examples import Example, conditions_of
+from vitfast.training.gradient_check.naming import nearest
+from vitfast.training.gradient_check.reference import Exact, Reference
+from vitfast.training.objectives import Classification, MaskedImageModelling
+from vitspec.models.conditions import Conditions
+from vitspec.models.vision_transformer import VisionTransformer as Spec
+from vitspec.testing.catalogue import deviation, deviations_of
+from vitspec.testing.checks import kink_margin
+from vitspec.testing.diagnose.points import PRACTICAL_CASES
+from vitspec.testing.diagnose.search import Candidate, mistaken
+from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.reference import Point
+from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
+
+CONFIG = VisionTransformerConfig(
+    image_h=4, image_w=6, in_channels=2, patch_h=2, patch_w=2, embed_dim=16, hidden_dim=24,
+    head_count=8, num_layers=2, num_classes=5, mask_token=True, decoder_stride=2,
+    dropout=DropoutRates(0.1, 0.2, 0.1, 0.2, 0.3, 0.4),
+)  # fmt: skip
+BATCH = 8
+
+
+def key_of(seed):
+    """A key whose generator compiles in a tenth of the time of JAX's own."""
+    return jax.random.key(seed, impl="unsafe_rbg")
+
+
+@pytest.fixture(autouse=True)
+def _compile_quickly(monkeypatch):
+    """What counts here is the time to compile; the programs are tiny."""
+
+    def program(model, *given):
+        return compiled(_looked_up, True)(model, *given)
+
+    def _looked_up(*given):
+        return steps.loss_and_gradients(*given, **options)
+
+    options = {}
+
+    class Quick(GradientCheck):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            options.update(objective=self.objective, accumulation=self.accumulation)
+            self._program = program
+
+    monkeypatch.setattr(checking, "GradientCheck", Quick)
+
+
+def model_of(seed, config=CONFIG, **options):
+    """A model in which nothing is zero or alike."""
+    model = VisionTransformer(config, rngs=nnx.Rngs(seed), **options)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda p: p + jnp.asarray(0.3 * rng.standard_normal(p.shape), p.dtype), model
+    )
+
+
+def batch_of(seed, config=CONFIG):
+    """Images and labels."""
+    rng = np.random.default_rng([seed, 1])
+    images = rng.standard_normal((BATCH, config.image_h, config.image_w, config.in_channels))
+    return images.astype(np.float32), rng.integers(0, config.num_classes, BATCH, np.int32)
+
+
+# ---- what dropout draws ------------------------------------------------------------------------
+
+
+def with_key_and_with_factors(model, images, key, factors, rows):
+    """The logits of some images by both ways."""
+    return model(images, rngs=key).logits[rows], model(images[rows], factors=factors).logits
+
+
+@pytest.mark.parametrize(("scanned", "dtype"), [(True, None), (False, "bfloat16")])
+def test_factors_taken_out_are_those_that_the_model_draws(scanned, dtype):
+    """A specification that draws nothing needs exactly them."""
+    model = model_of(0, scan_layers=scanned, dtype=dtype)
+    images, rows = jnp.asarray(batch_of(0)[0]), jnp.array([5, 2])
+    program = compiled(with_key_and_with_factors, True)
+    for seed in range(4):
+        key = key_of(seed)
+        factors = dropout_factors(model, key, BATCH, rows=rows)
+        drawn, given = program(model, images, key, factors, rows)
+        u = float(jnp.finfo(model.dtype).eps)
+        assert np.abs(drawn - given).max() <= 16 * u * np.abs(given).max()
+    assert np.abs(given - model(images[rows]).logits).max() > 0.1  # they matter
+    assert dropout_factors(model, None, BATCH).embedding is None
+
+
+def test_a_factors_size_follows_from_the_configuration_not_from_the_model(monkeypatch):
+    """A model that forgets 1 / (1 - p) must not hand its mistake on to the specification."""
+    model, key = model_of(0), key_of(1)
+    right = conditions_of(model, key, Classification(), BATCH, 3)
+    jax.clear_caches()
+    draw = lambda key, rate, shape, axes, dtype: jax.random.bernoulli(key, 1 - rate, shape)  # noqa: E731
+    monkeypatch.setattr("vitfast.dropout_factors.draw", draw)
+    wrong = conditions_of(model, key, Classification(), BATCH, 3)
+    assert np.array_equal(right.embedding_factors, wrong.embedding_factors)
+    assert np.unique(right.embedding_factors).tolist() == [0, 1 / (1 - 0.1)]
+    jax.clear_caches()
+
+
+# ---- every entry of the catalogue --------------------------------------------------------------
+
+NOT_IN_TRAINING = {
+    "jvp-without-gamma": "training has no forward mode",
+    "image-gradient-of-the-remainder": "training takes no gradient of the images",
+    "batch-images-gradient-summed": "training takes no gradient of the images",
+    "layer-norm-fast-variance": "the same function, less accurate where a row's mean is large",
+    "softmax-not-shifted": "the same function until exp overflows",
+}
+"""What shows elsewhere, and not in gradients of the parameters at ordinary numbers."""
+
+
+class Plain(Exact):
+    """NumPy's own arithmetic in a scalar type."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def given(self, x):
+        return x.astype(self.dtype)
+
+
+def reference_of(case, dtype, objective=None):
+    """The specification where the kit's diagnosis looks, with two images and labels."""
+    precision = PRECISIONS[dtype]
+    point = Point.of(case).away_from_kinks(kink_margin(precision)).rounded(precision)
+    rng = np.random.default_rng(case.seed)
+    labels = rng.integers(0, case.config.num_classes, len(point.images))
+    examples = [
+        Example(i, image.astype(np.float64), int(label), Conditions(), 1 / len(labels))
+        for i, (image, label) in enumerate(zip(point.images, labels, strict=True))
+    ]
+    with mistaken(Candidate(())):
+        return Reference(
+            case.config, point.params, examples, objective or Classification(0.1), precision, rng
+        )
+
+
+@cache
+def references(dtype):
+    """One for each of the kit's points, between which every mistake shows."""
+    return [reference_of(case, dtype) for case in PRACTICAL_CASES]
+
+
+def departs(reference, one, dtype):
+    """Whether a gradient with a mistake in it is told from the right one."""
+    _, found = reference.gradients(Plain(dtype), lambda: mistaken(Candidate((one,))))
+    with mistaken(Candidate(())):
+        return not reference.grades(found)[0].conforms
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", [one.name for one in deviations_of("vision-transformer")])
+def test_every_mistake_of_the_catalogue_is_caught(name, dtype):
+    """By the first check at one of four points, with derivatives by hand and with its own."""
+    (one,) = (d for d in deviations_of("vision-transformer") if d.name == name)
+    own = one.differentiated()
+    for kind in (one,) if own is None or not own.also else (one, own):
+        seen = any(departs(reference, kind, dtype) for reference in references(dtype))
+        assert seen == (name not in NOT_IN_TRAINING)
+
+
+def test_the_reasons_are_of_entries_that_there_are():
+    """An entry that is renamed or seen must not stay excused."""
+    assert NOT_IN_TRAINING.keys() <= {d.name for d in deviations_of("vision-transformer")}
+
+
+def test_a_mistaken_decoder_is_caught_in_masked_image_modelling():
+    """What only a decoder shows, its loss shows."""
+    rng = np.random.default_rng(0)
+    flat = Spec.init(CONFIG, rng=rng).to_flat()
+    conditions = Conditions(masked_patches=np.array([True, False, True, True, False, False]))
+    example = Example(0, rng.standard_normal((2, 4, 6)), 0, conditions, 1.0)
+    reference = Reference(
+        CONFIG, flat, [example], MaskedImageModelling(), PRECISIONS["float64"], rng
+    )
+    mistake = deviation("pixel-shuffle-channels-last").differentiated()
+    assert departs(reference, mistake, "float64")
+    _, right = reference.gradients(Plain("float64"))
+    assert reference.grades(right)[0].conforms
+
+
+def test_a_departing_gradient_is_named():
+    """One looks for the fault where the catalogue says."""
+    reference, name = references("float32")[3], "key-bias-gets-query-gradient"
+    assert departs(reference, deviation(name), "float32")
+    _, found = reference.gradients(
+        Plain("float32"), lambda: mistaken(Candidate((deviation(name),)))
+    )
+    assert nearest(reference, found) == (name,)
+
+
+# ---- the step's own program --------------------------------------------------------------------
+
+
+@contextmanager
+def wrong_layer_norm_backward():
+    """The shift's gradient is the mean of the rows' instead of their sum."""
+
+    def backward(epsilon, saved, d_y):
+        d_x, d_gamma, d_beta = ops._layer_norm_backward(epsilon, saved, d_y)
+        return d_x, d_gamma, d_beta / d_y.shape[1]
+
+    ops._layer_norm.defvjp(ops._layer_norm_forward, backward)
+    try:
+        yield
+    finally:
+        ops._layer_norm.defvjp(ops._layer_norm_forward, ops._layer_norm_backward)
+
+
+def test_an_operation_whose_backward_is_wrong_stops_training(tmp_path):
+    """The check calls the function that the update differentiates, so it sees what that sees."""
+    model, batch, key = model_of(0), batch_of(0), key_of(0)
+    check = checking.GradientCheck(CONFIG, Classification(), folder=tmp_path)
+    with wrong_layer_norm_backward(), pytest.raises(GradientDeparts) as caught:
+        check.check(0, model, batch, key)
+    report = caught.value.report
+    wrong = {grade.tensor for grade in report.departing}
+    assert "final_norm_beta" in wrong
+    assert all(name.endswith("_beta") for name in wrong)  # but for branches that are left out
+    assert f"gradient check at step 0: {len(wrong)} of" in str(caught.value)
+    assert "final_norm_beta" in report.table()
+    written = json.loads((tmp_path / "gradient_departs.json").read_text())
+    assert written["step"] == 0
+    assert not written["conforms"]
+    assert written["gradients"][0]["tensor"] in wrong
+
+
+def assert_conforms(
+    seeds, objective, *, config=CONFIG, key=key_of, place=lambda x: x, accumulation=1, **options
+):
+    """The check passes at every seed."""
+    check = checking.GradientCheck(config, objective, images=2, accumulation=accumulation)
+    for seed in range(seeds):
+        model = model_of(seed, config, **options)
+        batch = tuple(place(part) for part in batch_of(seed))
+        report = check.check(seed, model, batch, key(seed))
+        assert report.conforms
+        assert report.grades[0].ratio > 0
+        assert report.loss == pytest.approx(report.expected_loss, rel=0.1)
+    return report
+
+
+def test_a_correct_step_is_never_rejected():
+    """With every kind of dropout, smoothed labels and a batch in parts."""
+    report = assert_conforms(6, Classification(0.1), accumulation=2)
+    assert "conforms" in report.line()
+    assert report.record().keys() == {"gradient_check_ratio", "gradient_check_seconds"}
+
+
+def test_a_correct_step_in_bfloat16_is_never_rejected():
+    """Activations alone have that precision; blocks are computed again in the backward."""
+    assert_conforms(6, Classification(), dtype="bfloat16", use_gradient_checkpointing=True)
+
+
+def test_a_correct_step_of_masked_image_modelling_is_never_rejected():
+    """Its masks are the step's, and no pixel is where the error has no derivative."""
+    assert_conforms(6, MaskedImageModelling(0.5))
+
+
+def test_a_correct_sharded_step_is_never_rejected():
+    """Eight devices, which one or two images would not divide over."""
+    layout, config = (
+        LAYOUTS["FSDP 2x4"],
+        replace(CONFIG, dropout=DropoutRates(stochastic_depth=0.4)),
+    )
+    with layout.set():
+        place = lambda x: shard_images(x, layout.sharding)  # noqa: E731
+        own = {"config": config, "key": jax.random.key, "sharding": layout.sharding}
+        assert_conforms(2, Classification(), place=place, **own)
+
+
+def test_what_cannot_be_checked_is_refused(without_type_checks):
+    """Before any work, in one line."""
+    with pytest.raises(TypeError, match="expected the configuration of a VisionTransformer"):
+        GradientCheck("vit", Classification())
+    with pytest.raises(ValueError, match="at least 1 image"):
+        GradientCheck(CONFIG, Classification(), images=0)
