@@ -4,7 +4,8 @@
 
 makes the run in FOLDER/killed, killed once at each of `MOMENTS`, and the same in
 FOLDER/undisturbed, and writes FOLDER/deaths.json: of each process its moment, and the signal that
-ended it. The processes are copies of this one, which has imported all that takes long, but used no device.
+ended it. The processes are copies of this one, which has imported all that takes long, but used no
+device.
 """
 
 import json
