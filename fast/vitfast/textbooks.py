@@ -135,8 +135,8 @@ class D2LViT(VisionTransformer):
         NotWellFormed: there is no such model; everything that is wrong is listed.
 
     >>> model = D2LViT((8, 12), 4, 6, 10, 2, 2, 0.1, 0.1, rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((2, 8, 12, 1))).logits.shape, model.lr
-    ((2, 10), 0.1)
+    >>> model.config.token_count, model.config.activation, model.lr
+    (7, 'gelu_tanh', 0.1)
     """
 
     def __init__(
