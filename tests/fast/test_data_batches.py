@@ -99,6 +99,11 @@ def test_the_order_is_of_the_seed_and_does_not_change_from_version_to_version():
     assert len({ones[0][:N], ones[0][N:], ones[1][:N], ones[1][N:]}) == 4
 
 
+def test_batches_of_one_image():
+    with batches() as twelve, batches(batch_size=1) as ones:
+        assert labels(itertools.islice(ones, 12)).tolist() == next(twelve).labels.tolist()
+
+
 def test_any_image_comes_first():
     ones = [first(batches(batch_size=4, seed=seed), 1)[0].labels for seed in range(75)]
     # Of 53 images; each is expected 5.7 times.

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitfast.images import MAX_PIXELS, ImageProcessor, InvalidImage
+from vitfast.images.quiet import FILTER, without_warnings
 from vitfast.images.reading import read_picture
 from vitspec.errors import NotWellFormed
 from vitspec.testing.photograph import PHOTOGRAPH
@@ -601,6 +602,24 @@ def test_threads_share_the_filter_and_the_last_puts_the_old_ones_back():
         thread.join()
     assert errors == []
     assert list(warnings.filters) == before
+
+
+def test_filters_of_another_thread_are_not_put_back():
+    before = list(warnings.filters)
+    another, reading = warnings.catch_warnings(), without_warnings()
+    another.__enter__()
+    warnings.simplefilter("ignore")
+    reading.__enter__()
+    another.__exit__(None, None, None)
+    reading.__exit__(None, None, None)
+    assert list(warnings.filters) == before
+    another, reading = warnings.catch_warnings(), without_warnings()
+    reading.__enter__()
+    another.__enter__()
+    reading.__exit__(None, None, None)
+    another.__exit__(None, None, None)
+    assert set(warnings.filters) - set(before) <= {FILTER}
+    warnings.filters[:] = before
 
 
 # preprocessor_config.json

@@ -60,8 +60,10 @@ def read_picture(
         InvalidImage: it cannot be used.
     """
     try:
+        if isinstance(source, np.ndarray):
+            return _opaque(array_to_picture(source, order))
         with without_warnings():
-            return _read(source, max_pixels, order)
+            return _read(source, max_pixels)
     except InvalidImage as error:
         raise InvalidImage([f"{label(source)}: {error}"]) from error.__cause__
 
@@ -93,9 +95,7 @@ def label(source: Any) -> str:
     return name if isinstance(name, str) else f"the {type(source).__name__}"
 
 
-def _read(source: Any, max_pixels: int, order: ChannelOrder | None) -> Image.Image:
-    if isinstance(source, np.ndarray):
-        return _opaque(array_to_picture(source, order))
+def _read(source: Any, max_pixels: int) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decoded(source, max_pixels)
     if isinstance(source, str | os.PathLike):
