@@ -112,7 +112,7 @@ def _show(graded: list[Graded]) -> None:
 
     table = Table(show_edge=False)
     for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("peer", "version"))
     for row in (row for one in graded for row in rows(one)):
         table.add_row(*cells(row))
     console.print(table)

@@ -17,6 +17,7 @@ from vitspec.testing.adapters.peers.peer import Peer
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.declared import Declaration, apply
 from vitspec.testing.implementations import AdapterError
+from vitspec.testing.report.text import short
 from vitspec.testing.results import Report, environment
 from vitspec.testing.run import Settings, check, processes
 
@@ -119,16 +120,26 @@ def rows(graded: Graded) -> list[Row]:
             Row(
                 peer.name, version, report.dtype, count["passed"],
                 count["failed"] + count["errored"] + count["xpassed"] + len(report.unmatched),
-                count["xfailed"], count["skipped"], worst(report), report.verdict, report.seconds,
+                count["xfailed"], count["skipped"], worst(report), verdict(report), report.seconds,
             )
         )  # fmt: skip
     return found
 
 
+def verdict(report: Report) -> str:
+    """In a few words, and whether what is declared is the function itself."""
+    declared = [result.check for result in report.results if result.status == "xfailed"]
+    if not report.conforms:
+        return report.verdict
+    if {"forward", "vjp"} & {*declared}:
+        return "departs, as declared"
+    return f"conforms, {len(declared)} declared" if declared else "conforms"
+
+
 def worst(report: Report) -> str:
-    """The largest error in units of its bound, and of which check and tensor it is."""
+    """The largest error in units of its bound, and of which tensor it is."""
     every = [
-        (g.error / g.bound, f"{r.check} {g.tensor}")
+        (g.error / g.bound, short(g.tensor))
         for r in report.results
         for g in r.grades
         if g.bound > 0
@@ -140,15 +151,14 @@ def worst(report: Report) -> str:
 
 
 HEADINGS = (
-    "peer", "version", "precision", "passed", "failed", "declared", "worst error / bound",
-    "verdict",
+    "peer", "version", "precision", "passed / failed / declared", "worst error / bound", "verdict",
 )  # fmt: skip
 
 
 def cells(row: Row) -> list[str]:
     """A line of the table."""
-    figures = [str(n) for n in (row.passed, row.failed, row.declared)] if row.dtype else [""] * 3
-    return [row.peer, row.version, row.dtype, *figures, row.worst, row.verdict]
+    figures = f"{row.passed} / {row.failed} / {row.declared}" if row.dtype else ""
+    return [row.peer, row.version, row.dtype, figures, row.worst, row.verdict]
 
 
 def to_json(graded: Iterable[Graded]) -> dict[str, Any]:
