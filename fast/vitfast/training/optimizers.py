@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vitfast.convert import dotted
@@ -45,9 +46,12 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest),
     }[config.schedule]
-    if not W:
-        return after
-    return optax.join_schedules([optax.linear_schedule(peak / (W + 1), peak, W), after], [W])
+    chosen = after
+    if W:
+        warmup = optax.linear_schedule(peak / (W + 1), peak, W)
+        chosen = optax.join_schedules([warmup, after], [W])
+    # An integer step divided by an integer is float32 in JAX, even where float64 is on.
+    return lambda step: chosen(jnp.asarray(step, float))
 
 
 def make_optimizer(
