@@ -354,6 +354,9 @@ def test_hidden_files_are_passed_over_and_links_followed(tmp_path):
     (root / ".cache").mkdir()
     (root / "a" / ".DS_Store").write_bytes(b"x")
     assert load_dataset(root).class_names == ("a", "b")
+    (root / "a" / "round.png").symlink_to(root / "a" / "round.png")
+    refused(lambda: load_dataset(root), "round.png", "cannot be opened")
+    (root / "a" / "round.png").unlink()
     (root / "a" / "z.png").symlink_to(tmp_path / "nowhere.png")
     refused(lambda: load_dataset(root), "z.png", "no such file")
 

@@ -32,6 +32,8 @@ TEST_FOLDERS = ("test", "val", "validation")
 DIGESTED = 4096
 """Bytes from the start of each file in the fingerprint, beside its name and size."""
 
+FILES_AT_ONCE = 10_000
+
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 """Pillow's modes of files that become grey pictures."""
 
@@ -74,8 +76,10 @@ def read_folders(root: Path, fraction: float, seed: int) -> ImageDataset:
     Raises:
         DatasetError: it has no such form, or an image's header says that it cannot be used.
     """
-    training = root / "train" if (root / "train").is_dir() else root
-    tests = [root / name for name in TEST_FOLDERS if training != root and (root / name).is_dir()]
+    training = root / "train" if os.path.isdir(root / "train") else root
+    tests = [
+        root / name for name in TEST_FOLDERS if training != root and os.path.isdir(root / name)
+    ]
     classes = _class_names(training)
     paths, labels = _files(training, classes)
     if tests:
@@ -99,8 +103,7 @@ def read_folders(root: Path, fraction: float, seed: int) -> ImageDataset:
 
 def _dataset(root: Path, classes: tuple[str, ...], parts: list[tuple[list[str], Any]]) -> Any:
     """The data set of the files and labels of the training and the test, headers checked."""
-    with ThreadPoolExecutor() as pool:
-        headers = [list(pool.map(_header, paths)) for paths, _ in parts]
+    headers = [_headers(paths) for paths, _ in parts]
     everything = [header for part in headers for header in part]
     if bad := [header.problem for header in everything if header.problem]:
         more = f" (the first of {len(bad)} such files)" if len(bad) > 1 else ""
@@ -127,7 +130,7 @@ def _dataset(root: Path, classes: tuple[str, ...], parts: list[tuple[list[str], 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     """The names of the folders in it, in order."""
-    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    names = sorted(entry.name for entry in _entries(folder) if os.path.isdir(entry))
     if len(names) < 2:
         raise DatasetError(
             f"{shown(folder)}: has {len(names)} folders, expected one for each of two or more "
@@ -149,7 +152,7 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[str], Any]:
         if not entries:
             raise DatasetError(f"{shown(folder / name)}: has no pictures; remove it or fill it")
         for entry in entries:
-            if entry.is_dir() or not entry.name.lower().endswith(SUFFIXES):
+            if os.path.isdir(entry) or not entry.name.lower().endswith(SUFFIXES):
                 raise DatasetError(
                     f"{shown(entry.path)}: is no picture ({', '.join(SUFFIXES)}); a class's folder "
                     "holds nothing else: move it away or convert it"
@@ -166,6 +169,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise DatasetError(f"{shown(folder)}: cannot be listed: {error.strerror}") from error
+
+
+def _headers(paths: list[str]) -> list[Header]:
+    """What is known of each file, some at a time: each that waits for its turn takes memory."""
+    found: list[Header] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), FILES_AT_ONCE):
+            found += pool.map(_header, paths[start : start + FILES_AT_ONCE])
+    return found
 
 
 def _header(path: str) -> Header:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import stat
 import struct
 import zlib
@@ -39,7 +40,7 @@ def find(folder: Path, split: str, dimensions: int) -> Path | None:
     for dot in "-.":
         for end in ("", ".gz"):
             path = folder / f"{split}-{kind}{dot}idx{dimensions}-ubyte{end}"
-            if path.exists():
+            if os.path.exists(path):
                 return path
     return None
 

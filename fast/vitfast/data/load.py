@@ -42,8 +42,8 @@ def load_dataset(source: Any, *, held_out: float = 0.2, split_seed: int = 0) -> 
     if source == FASHION_MNIST:
         return idx.read_dataset(_fashion_mnist(), FASHION_MNIST, FASHION_MNIST_CLASSES)
     folder = Path(source)
-    if not folder.is_dir():
-        what = "is no directory" if folder.exists() else "there is no such directory"
+    if not os.path.isdir(folder):
+        what = "is no directory" if os.path.exists(folder) else "there is no such directory"
         raise DatasetError(f'{shown(folder)}: {what}; give one, or "digits" or "{FASHION_MNIST}"')
     if _has_idx(folder):
         fashion = folder.resolve().name == FASHION_MNIST
