@@ -42,14 +42,15 @@ CONFIG = VisionTransformerConfig(
 """No two sizes alike: 12 patches of 30 numbers, 13 rows, D 64, F 192, 16 heads, L 3, K 5."""
 
 JOBS = {
-    "fsdp": Job(CONFIG, 16, fsdp=8),
-    "fsdp, model": Job(replace(CONFIG, layer_scale=True), 16, fsdp=4, model=2, remat=True),
-    "all": Job(
+    "fsdp": Job(CONFIG, 16, fsdp=8, dtype="float32"),
+    "fsdp, model": Job(
+        replace(CONFIG, layer_scale=True), 16, fsdp=4, model=2, dtype="float32", remat=True
+    ),
+    "all, mixed precision": Job(
         replace(CONFIG, pool="mean", cls_token=False), 24, data=2, fsdp=2, model=2, remat=True
     ),
 }
-"""In float32, in which XLA for CPUs computes as it is told."""
-JOBS = {name: replace(job, dtype="float32", fused_attention=False) for name, job in JOBS.items()}
+JOBS = {name: replace(job, fused_attention=False) for name, job in JOBS.items()}
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def test_the_program_sends_what_is_planned(name):
     apart = (found - planned) + (planned - found)
     arranged = program.shared_by_model(job)
     assert {key: n for key, n in apart.items() if key[2] not in arranged} == {}
-    assert bool(apart) == (name == "all")
+    assert bool(apart) == name.startswith("all")
     assert sum(planned.values()) > 100
 
 
@@ -82,7 +83,7 @@ def test_the_planned_bytes_are_those_of_the_program():
     assert sum(one.size for one in planning.collectives(job)) == in_program
 
 
-@pytest.mark.parametrize("wrong", ["_needed_again", "_summed_again"])
+@pytest.mark.parametrize("wrong", ["_gathered_again", "_summed_again"])
 def test_a_plan_that_forgets_what_is_done_again_is_seen(wrong, monkeypatch):
     monkeypatch.setattr(network, wrong, lambda *_: 0)
     found = program.counted(program.read(compiled("fsdp, model").as_text(), 8))
@@ -139,7 +140,7 @@ def shapes_of(job):
     "job",
     [
         *JOBS.values(),
-        replace(JOBS["all"], dtype="bfloat16", optimizer="lion", batch=12),
+        replace(JOBS["all, mixed precision"], optimizer="lion", batch=12),
         replace(JOBS["fsdp"], config=replace(CONFIG, activation="relu", pool="cls_mean")),
         Job(replace(CONFIG, layer_scale=True), 32, model=8, fused_attention=False),
     ],
@@ -309,7 +310,10 @@ def test_the_best_mesh_is_the_fastest_that_fits():
             if model <= DEVICE.domain:
                 times[data, fsdp, model, remat] = planning.predict(one, DEVICE).expected
     assert compared == len(times)
-    assert times[job.data, job.fsdp, job.model, job.remat] == min(times.values())
+    near = [key for key, taken in times.items() if taken <= 1.02 * min(times.values())]
+    chosen = (job.data, job.fsdp, job.model, job.remat)
+    assert chosen in near
+    assert max(chosen[:3]) == min(max(key[:3]) for key in near)
 
 
 def test_less_memory_makes_it_keep_less():
@@ -403,7 +407,7 @@ def test_compiled_and_planned_are_compared(monkeypatch):
     done = invoke(*words)
     assert done.exit_code == 0, done.output
     assert "127 collectives in a step, the plan 127." in " ".join(done.output.split()), done.output
-    monkeypatch.setattr(network, "_needed_again", lambda *_: False)
+    monkeypatch.setattr(network, "_gathered_again", lambda *_: 0)
     done = invoke(*words)
     assert done.exit_code == 1
     assert "all-gather of 4,096 numbers among 8: planned 12, found 24" in done.output

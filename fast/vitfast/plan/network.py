@@ -76,24 +76,31 @@ def _gathers(job: Job, one: Parameter) -> Iterator[Collective]:
     computed, kept = job.bytes_each
     numbers = one.gathered(job)
     itemsize = kept if "norm" in one.name else computed  # statistics are not rounded
-    for purpose in ("forward", "backward") if _needed_again(job, one) else ("forward",):
-        yield Collective(
-            GATHER, one.name, purpose, ("fsdp",), job.fsdp, one.arrays, numbers, itemsize
-        )
+    for purpose, times in (("forward", 1), ("backward", _gathered_again(job, one))):
+        arrays = times * one.arrays
+        yield Collective(GATHER, one.name, purpose, ("fsdp",), job.fsdp, arrays, numbers, itemsize)
 
 
-def _needed_again(job: Job, one: Parameter) -> bool:
-    """Whether the backward gathers it once more.
+def _gathered_again(job: Job, one: Parameter) -> int:
+    """How often the backward gathers it once more.
 
     It needs a layer's weights and the scales of its normalisations; computing the layer once more
     needs all but its last bias, since nothing needs the layer's output. What is outside of the
     layers stays.
+
+    A second forward and the backward share one gathering of the same array. Rounded to the type of
+    the computation, a weight is to XLA another array each time, and is gathered for each; so is
+    the head's, whose two uses otherwise share one.
     """
+    rounded = one.is_weight and job.dtype != job.param_dtype
     if not one.layers:
-        return False
-    if job.remat:
-        return one.name != "ffn.b2" or job.config.layer_scale
-    return one.is_weight or one.name.endswith("gamma")
+        return int(rounded and one.name == "head.weights")
+    if not job.remat:
+        return int(one.is_weight or one.name.endswith("gamma"))
+    recomputed = job.config.layer_scale or one.name not in ("ffn.w2", "ffn.b2")
+    if one.is_weight and (rounded or not recomputed):
+        return 1 + recomputed
+    return int(recomputed)
 
 
 def _gradient(job: Job, one: Parameter) -> Iterator[Collective]:

@@ -72,7 +72,7 @@ def title(plan: Plan) -> str:
     job = plan.job
     count = sum(one.arrays * math.prod(one.shape) for one in parameters(job))
     mesh = ", ".join(f"{axis}={size}" for axis, size in job.mesh.items())
-    chosen = "" if plan.compared is None else f", the fastest of {plan.compared} plans compared"
+    chosen = "" if plan.compared is None else f", the best of {plan.compared} plans"
     remat = "with" if job.remat else "without"
     return (
         f"{plan.name}: {count / 1e6:,.1f} million parameters on {job.devices} x {plan.device.name} "
