@@ -227,6 +227,9 @@ class _Run:
         while self.done < self.steps and not self.stopped:
             batch = feed(next(self.batches), self.sharding)
             if checker is not None and self.done % c.check_gradients == 0:
+                if pending is not None:  # a loss that is not finite is to be said as such
+                    self._settle(*pending, on_step)
+                    pending = None
                 self._check_gradient(checker, batch)
             self.state, figures = self.update(self.state, batch)
             self.done += 1

@@ -60,7 +60,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "digits": Recipe(
         replace(_SMALL, image_h=8, image_w=8, patch_h=2, patch_w=2),
-        {**GENERAL, "epochs": 30.0, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 50},
+        {**GENERAL, "epochs": 20.0, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 50},
         position_scale=0.5,
     ),
     "fashion-mnist-small": Recipe(
