@@ -30,8 +30,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def float64():
+    """And programs that compile sooner."""
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

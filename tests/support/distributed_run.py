@@ -9,6 +9,7 @@ reads the checkpoint of a run in FOLDER/alone, as one process wrote it, onto all
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from vitfast.data import Augmentation, ImageDataset
 from vitfast.sharding import ViTSharding, make_mesh
 from vitfast.training import TrainConfig, fit
 from vitfast.training.optimizers import make_optimizer, make_schedule
+from vitfast.training.reporting import RunDirectory
 from vitfast.training.run_checkpoints import RunCheckpoints
 from vitfast.training.state import new_state
 from vitspec.models.vision_transformer_parameters import parameter_shapes
@@ -67,9 +69,10 @@ def dataset():
 
 
 def train(folder, sharding, **options):
-    """The run, or what is left of it."""
+    """The run, or what is left of it; without pictures, which take longer than the training."""
     model = new_model(sharding)
-    return fit(model, dataset(), TRAINING, run_directory=folder, quiet=True, **options)
+    with mock.patch.object(RunDirectory, "finish"):
+        return fit(model, dataset(), TRAINING, run_directory=folder, quiet=True, **options)
 
 
 def read(checkpoints, sharding):

@@ -13,15 +13,16 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 import orbax.checkpoint  # noqa: F401 - once for all copies
-from matplotlib import pyplot  # noqa: F401
 
 from vitfast import from_flat
 from vitfast.data import Augmentation, ImageDataset
 from vitfast.training import TrainConfig, fit
+from vitfast.training.reporting import RunDirectory
 from vitspec.models.vision_transformer_parameters import parameter_shapes
 from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 
@@ -85,14 +86,15 @@ def run(folder, moment):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(lambda name, arguments: happens(name, *arguments))
-    fit(
-        from_flat(MODEL, PARAMETERS),
-        dataset(),
-        TRAINING,
-        run_directory=folder,
-        on_step=lambda step, _: happens("step", step),
-        quiet=True,
-    )
+    with mock.patch.object(RunDirectory, "finish"):  # pictures take longer than the training
+        fit(
+            from_flat(MODEL, PARAMETERS),
+            dataset(),
+            TRAINING,
+            run_directory=folder,
+            on_step=lambda step, _: happens("step", step),
+            quiet=True,
+        )
 
 
 def in_a_copy(folder, moment):
