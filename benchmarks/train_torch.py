@@ -48,7 +48,7 @@ class Row:
     def __init__(self, name, *settings):
         context = get_context("spawn")
         self.name, self.failed, self.reached = name, "", None
-        self.wall = self.cpu = self.others = self.first_step = 0.0
+        self.wall = self.cpu = self.others = self.first_wall = self.first_cpu = 0.0
         self.done, self.losses, self.evaluations = 0, [], []
         self.connection, theirs = context.Pipe()
         arguments = (theirs, name, *settings)
@@ -92,7 +92,8 @@ class Row:
             busy = machine_busy() - busy
         if found is not None:
             wall, cpu, losses = found
-            self.first_step = self.first_step or wall  # the first visit is of one step
+            if not self.done:  # the first visit is of one step
+                self.first_wall, self.first_cpu = wall, cpu
             self.others += max(0.0, busy - cpu)
             self.wall, self.cpu, self.done = self.wall + wall, self.cpu + cpu, self.done + count
             self.losses += losses
@@ -112,22 +113,26 @@ class Row:
             print(f"{self.name}: epoch", say.format(**now), file=sys.stderr, flush=True)
 
     def end(self):
-        """End the process."""
+        """End the process, which ends when nobody asks anything more."""
+        self.connection.close()
+        self.signal(signal.SIGCONT)
+        self.process.join(20)
         self.process.kill()
         self.process.join()
 
     def cells(self, batch_size):
         """Its figures, for the table."""
         if self.failed:
-            return [f"failed: {self.failed}", *[""] * 5]
-        speed = (self.done - 1) * batch_size / max(self.wall - self.first_step, 1e-9)
-        figures = [f"{speed:,.0f}", f"{self.first_step:.1f}"]
-        if self.reached is None:
+            return [f"failed: {self.failed}", *[""] * 7]
+        images, at = (self.done - 1) * batch_size, self.reached
+        walls, cpus = self.wall - self.first_wall, self.cpu - self.first_cpu
+        if at is None:
             best = max((one["accuracy"] for one in self.evaluations), default=0.0)
-            return [*figures, f"not in {self.done} steps", "", "", f"{best:.2%}"]
-        at = self.reached
-        return [*figures, str(at["epoch"]), f"{at['wall']:.1f}", f"{at['cpu']:.1f}",
-                f"{at['accuracy']:.2%}"]  # fmt: skip
+            at = {"epoch": f"not in {self.done} steps", "wall": self.wall, "cpu": self.cpu,
+                  "accuracy": best}  # fmt: skip
+        return [f"{images / max(walls, 1e-9):,.0f}", f"{images / max(cpus, 1e-9):,.0f}",
+                f"{self.first_wall:.1f}", f"{self.first_cpu:.1f}", str(at["epoch"]),
+                f"{at['wall']:.1f}", f"{at['cpu']:.1f}", f"{at['accuracy']:.2%}"]  # fmt: skip
 
 
 def machine_busy():
@@ -140,16 +145,15 @@ def machine_busy():
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def prepare(source, model_config, seed, folder):
+def prepare(source, recipe, seed, folder):
     """Write the initial model and its image processor, and count the training images."""
-    from flax import nnx
-
-    from vitfast import VisionTransformer
     from vitfast.data import dataset_processor, load_dataset
+    from vitfast.training.starting import fresh
 
     dataset = load_dataset(source)
-    VisionTransformer(model_config, rngs=nnx.Rngs(seed)).save_pretrained(folder / "model")
-    dataset_processor(model_config, dataset).save_pretrained(folder / "model")
+    model = fresh(recipe.model, seed=seed, position_scale=recipe.position_scale)
+    model.save_pretrained(folder / "model")
+    dataset_processor(recipe.model, dataset).save_pretrained(folder / "model")
     return len(dataset.train)
 
 
@@ -173,10 +177,9 @@ def report(rows, args, batch_size, versions):
     print(
         f"\n{args.dataset}, batches of {batch_size}, float32, {args.threads} threads; {versions}\n"
     )
-    print(
-        f"| | images/s | first step, s | epochs to {args.target:.1%} | wall s | CPU s | accuracy |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    columns = ("", "images/s", "images/CPU s", "first step: s", "CPU s",
+               f"epochs to {args.target:.1%}", "s", "CPU s", "accuracy")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n| ---{' | ---:' * 8} |")
     for row in rows:
         print(f"| {row.name} | {' | '.join(row.cells(batch_size))} |")
     running = [row for row in rows if not row.failed]
@@ -225,7 +228,7 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        count = prepare(source, recipe.model, config.seed, folder)
+        count = prepare(source, recipe, config.seed, folder)
         per_epoch = math.ceil(count / config.batch_size)
         steps = config.total_steps(count)
         try:
@@ -240,8 +243,8 @@ def main():
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     report(rows, args, config.batch_size, versions)
     if args.json:
-        kept = ("name", "failed", "first_step", "done", "wall", "cpu", "others", "reached",
-                "evaluations", "losses")  # fmt: skip
+        kept = ("name", "failed", "first_wall", "first_cpu", "done", "wall", "cpu", "others",
+                "reached", "evaluations", "losses")  # fmt: skip
         found = {
             "dataset": args.dataset, "target": args.target, "threads": args.threads, "steps": steps,
             "model": asdict(recipe.model), "config": config.to_dict(), "versions": versions,

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import types
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from vitfast.training.config import TrainConfig
 from vitfast.training.reporting import (
     MetricsLog,
     ReportFailed,
@@ -168,6 +169,11 @@ def test_a_run_goes_on_and_says_what_has_changed_around_it(tmp_path):
     assert note.startswith("versions.jax has changed from ")
     assert note.endswith(" to 99.0 since the run was last started")
     assert len(json.loads((tmp_path / "run.json").read_text())["sessions"]) == 2
+
+
+def test_what_may_change_are_fields_of_the_configuration():
+    names = {one.name for one in fields(TrainConfig)}
+    assert {name.removeprefix("config.") for name in run_directory.MAY_CHANGE} <= names
 
 
 def test_the_directory_of_another_run_is_refused(tmp_path):
