@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -422,4 +423,36 @@ def test_ceilings_are_measured_here(monkeypatch):
     assert 1e7 < device.memory_bandwidth < 1e12
 
 
-DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
+def figures():
+    """The commands in docs/scaling.md, and what stands below each."""
+    text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    return re.findall(
+        r"<!-- figures: vitfast plan (.*?) -->\n\n(.*?)\n<!-- end of figures -->", text, re.DOTALL
+    )
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_document_has_what_the_command_writes(number, tmp_path):
+    words, shown = figures()[number]
+    done = invoke(*words.split(), "--markdown", tmp_path / "plan.md")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "plan.md").read_text() == shown
+    assert len(figures()) == 4
+
+
+def test_the_document_has_the_ceilings_in_use():
+    text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
+    for name, device in planning.DEVICES.items():
+        flops = (device.flops[dtype] / 1e12 for dtype in ("bfloat16", "float32"))
+        rates = (device.memory_bandwidth, device.link, device.network)
+        numbers = [f"{number:.4g}" for number in (*flops, device.memory / 1e9)]
+        bandwidth, link, network = (f"{rate / 1e9:.4g}" for rate in rates)
+        row = [
+            name,
+            *numbers[:2],
+            f"{numbers[2]} GB",
+            bandwidth,
+            f"{link}, {device.domain}",
+            network,
+        ]
+        assert f"| {' | '.join(row)} |" in text
