@@ -8,7 +8,6 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from hypothesis import given, settings
@@ -27,6 +26,7 @@ from vitfast.training import (
 from vitfast.training.evaluation import hold_out, make_evaluate
 from vitfast.training.objectives import masked_error, smoothed_cross_entropy
 from vitfast.training.optimizers import decayed, make_optimizer, make_schedule
+from vitfast.training.steps import norm
 from vitspec.layers import losses
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -58,7 +58,8 @@ def test_the_masked_error_is_the_specification_s(seed):
     reconstruction = rng.standard_normal((3, 4, 6, 2))
     masked = rng.random((3, 6)) < rng.random((3, 1))
     with jax.enable_x64(True):
-        found = np.asarray(masked_error(pixels, reconstruction, jnp.asarray(masked), config))
+        given = map(jnp.asarray, (pixels, reconstruction, masked))
+        found = np.asarray(masked_error(*given, config))
     for i in range(3):
         mask = masked[i].reshape(2, 3).repeat(2, axis=0).repeat(2, axis=1)
         first = pixels[i, :4, :6].transpose(2, 0, 1), reconstruction[i].transpose(2, 0, 1)
@@ -93,7 +94,11 @@ def test_the_gradient_of_parts_is_that_of_the_whole_batch():
                 one(model, weights) for one in (whole, parts)
             )
             assert_close(np.asarray(loss_of_parts), np.asarray(loss), 1e-13, "loss")
-            assert_flat_close(to_flat(gradients_of_parts), to_flat(gradients), 1e-12)
+            found, expected = to_flat(gradients_of_parts), to_flat(gradients)
+            for name in [name for name in expected if name.endswith("mha.bk")]:
+                # Which no output depends on: only rounding is there.
+                assert max(abs(found.pop(name)).max(), abs(expected.pop(name)).max()) < 1e-14
+            assert_flat_close(found, expected, 1e-12)
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
@@ -133,7 +138,7 @@ def test_what_decays_and_what_is_frozen(optimizer):
     assert {name for name in matrices if "layers" not in name} == {*heads, "patch_embed.kernel"}
 
 
-def test_everything_that_is_wrong_with_a_configuration_is_said_at_once():
+def test_everything_that_is_wrong_with_a_configuration_is_said_at_once(without_type_checks):
     config = TrainConfig(
         batch_size=0, optimizer="lion", learning_rate=math.nan, mask_ratio=0.0, clip_norm=-1,
         warmup_steps=True, augmentation=3, validation_fraction=1.0, tensorboard=1,
@@ -222,4 +227,4 @@ def test_clipping_shortens_the_whole_gradient():
     model = VisionTransformer(replace(CONFIG, num_layers=0), rngs=nnx.Rngs(0))
     rule = make_optimizer(TrainConfig(steps=1, optimizer="sgd", clip_norm=0.5, learning_rate=1.0))
     updates, _ = rule.update(jax.tree.map(jnp.ones_like, model), rule.init(model), model)
-    assert float(optax.tree_utils.tree_l2_norm(updates)) == pytest.approx(0.5, rel=1e-6)
+    assert float(norm(updates)) == pytest.approx(0.5, rel=1e-6)

@@ -23,14 +23,11 @@ import numpy as np
 from vitfast.training.best import Best
 from vitfast.training.config import TrainConfig
 from vitfast.training.evaluation import Evaluation, make_evaluate
+from vitfast.training.export import export as write_export
+from vitfast.training.export import export_problem
 from vitfast.training.feeding import feed, rows_of_process
 from vitfast.training.optimizers import make_optimizer, make_schedule
-from vitfast.training.preparation import (
-    export_problem,
-    processor_for,
-    require_trainable,
-    to_splits,
-)
+from vitfast.training.preparation import processor_for, require_trainable, to_splits
 from vitfast.training.recording import Recorder
 from vitfast.training.state import new_state, step_key
 from vitfast.training.steps import make_update
@@ -365,9 +362,7 @@ class _Run:
             return None
         labels = list(self.dataset.class_names) if self.model_config.num_classes else None
         with self.recorder.pause("exporting"):
-            model.save_pretrained(path, labels=labels)
-            if jax.process_index() == 0:
-                self.processor.save_pretrained(path)
+            write_export(model, path, labels, self.processor)
         return Path(path)
 
 

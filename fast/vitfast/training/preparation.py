@@ -102,17 +102,3 @@ def processor_for(model: Any, dataset: Any) -> Any:
     height, width, channels = model.image_shape
     sizes = VisionTransformerConfig(image_h=height, image_w=width, in_channels=channels)
     return dataset_processor(sizes, dataset)
-
-
-def export_problem(model: Any) -> str | None:
-    """Why a model cannot be written as Hugging Face's, or None."""
-    from vitfast.checkpoints import CheckpointError
-    from vitfast.checkpoints.config_writing import natural_architecture, write_config
-
-    if not isinstance(model, VisionTransformer):
-        return "Hugging Face's transformers has no such model as vitfast.ViT"
-    try:
-        write_config(model.config, natural_architecture(model.config), None, dtype="float32")
-    except CheckpointError as error:
-        return str(error)
-    return None

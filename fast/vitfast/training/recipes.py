@@ -3,7 +3,7 @@
 | name | model | for |
 | --- | --- | --- |
 | `digits` | patches of 2 x 2 at 8 x 8, 64 wide, 4 heads, 4 blocks | scikit-learn's digits |
-| `fashion-mnist-small` | patches of 4 x 4 at 28 x 28, 64 wide, 4 heads, 4 blocks | Fashion-MNIST |
+| `fashion-mnist-small` | patches of 7 x 7 at 28 x 28, 96 wide, 4 heads, 4 blocks | Fashion-MNIST |
 | `d2l` | Dive into Deep Learning's ViT: SGD at a constant rate | Fashion-MNIST at 96 x 96 |
 
 Any other preset of `vitspec.presets` is trained with `GENERAL`, a checkpoint with `FINE_TUNING`.
@@ -32,7 +32,7 @@ FINE_TUNING: Mapping[str, Any] = {
 }  # fmt: skip
 
 _SMALL = VisionTransformerConfig(
-    image_h=28, image_w=28, in_channels=1, patch_h=4, patch_w=4, embed_dim=64, hidden_dim=128,
+    image_h=28, image_w=28, in_channels=1, patch_h=7, patch_w=7, embed_dim=96, hidden_dim=192,
     head_count=4, num_layers=4, num_classes=10, layer_norm_eps=1e-6,
 )  # fmt: skip
 
@@ -59,13 +59,13 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "digits": Recipe(
-        replace(_SMALL, image_h=8, image_w=8, patch_h=2, patch_w=2),
+        replace(_SMALL, image_h=8, image_w=8, patch_h=2, patch_w=2, embed_dim=64, hidden_dim=128),
         {**GENERAL, "epochs": 20.0, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 50},
         position_scale=0.5,
     ),
     "fashion-mnist-small": Recipe(
         _SMALL,
-        {**GENERAL, "epochs": 12.0, "learning_rate": 2e-3, "label_smoothing": 0.0},
+        {**GENERAL, "epochs": 20.0, "learning_rate": 2e-3, "label_smoothing": 0.0},
         {"horizontal_flip": True},
         position_scale=0.5,
     ),
