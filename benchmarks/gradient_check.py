@@ -6,8 +6,8 @@ For each model, freshly initialised, on random images: the processor time of the
 (loss and gradients of a batch, compiled before), that of a check of one image of it (the second
 one: the first compiles), what the check spends it on, and its share of the training time if every
 N-th step is checked. "images" is what the specification takes, in gradients of one image by the
-step: with a batch of B, a check takes as long as 1 + images / B steps. Processor time adds up what all threads take: with OMP_NUM_THREADS=1 and
-OPENBLAS_NUM_THREADS=1 the specification has one.
+step: with a batch of B, a check takes as long as 1 + images / B steps. Processor time adds up what
+all threads take: with OMP_NUM_THREADS=1 and OPENBLAS_NUM_THREADS=1 the specification has one.
 
 --first prints, instead, which entries of the catalogue the first check of a training run of the
 small model catches, in float32, right after initialisation. It needs the extra `train`.
@@ -128,8 +128,8 @@ def main() -> None:
         first_check()
         return
     print(
-        "| model | parameters | batch | step, s | check, s | of it: step | truth | price | images | "
-        f"worst / bound | share, every {given.every} |"
+        "| model | parameters | batch | step, s | check, s | of it: step | truth | price | images "
+        f"| worst / bound | share, every {given.every} |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in given.model or MODELS:

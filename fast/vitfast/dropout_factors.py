@@ -66,7 +66,7 @@ def _all(
     if c.num_layers == 0:
         return Factors(embedding)
     each = jax.random.split(of_blocks, c.num_layers), _whole_branches(c, dtype, scanned)
-    blocks = jax.lax.map(lambda own: _of_block(*own, rows, c, dtype, batch, n), each)
+    blocks = jax.lax.map(lambda own: _of_block(own[0], own[1], rows, c, dtype, batch, n), each)
     return Factors(embedding, blocks)
 
 

@@ -27,7 +27,8 @@ from vitfast.training.objectives import Classification, Objective
 from vitspec.layers import losses
 from vitspec.models.block import BlockFactors
 from vitspec.models.conditions import Conditions
-from vitspec.models.vision_transformer import Outputs, VisionTransformer
+from vitspec.models.heads import Outputs
+from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.testing import reference
 from vitspec.testing.checks import CASE_RUNS
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, Precision

@@ -91,7 +91,7 @@ class GradientReport:
     def table(self) -> str:
         """The worst gradients, and what is known of the fault, as text for a terminal."""
         header = ("gradient of", "metric", "error", "price", "bound", "error / bound", "")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for one in self.grades[:SHOWN]:
             figures = (f"{x:.1e}" for x in (one.error, one.price, one.bound))
             verdict = "conforms" if one.conforms else "departs"
