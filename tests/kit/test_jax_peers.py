@@ -14,8 +14,11 @@ from vitspec.testing.adapters.peers import big_vision, bonsai, jimm, textbooks
 from vitspec.testing.adapters.peers.jax_table import JAX_PEERS
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.checks import case_trial, check_forward, check_vjp
+from vitspec.testing.declared import Deviation
+from vitspec.testing.peer_reports import expected
 from vitspec.testing.practical_cases import VisionTransformerCase
 from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.results import Report, Result
 from vitspec.testing.tolerance import grade
 
 CONFIG = VisionTransformerConfig(
@@ -68,6 +71,16 @@ def test_what_is_published_departs(published, name, values):
         for one in (published, MENDED[name])
     ]
     assert [one.conforms for one in grades] == [False, True]
+
+
+def test_what_fails_in_one_precision_only_is_not_taken_for_mended_in_another():
+    declared = (Deviation(("forward", "vjp"), "precision", "digits"),)
+    reports = [
+        Report("d2l", "d2l", "1", "vision-transformer", "", 0, [Result("vjp", "case 0", status)])
+        for status in ("failed", "passed")
+    ]
+    assert [expected(declared, one, reports) for one in reports] == [declared, ()]
+    assert expected(declared, reports[1], reports[1:]) == declared  # mended, as far as it is run
 
 
 @pytest.mark.parametrize("peer", JAX_PEERS, ids=[peer.name for peer in JAX_PEERS])

@@ -15,7 +15,7 @@ from typing import Any
 from vitspec.testing import implementations
 from vitspec.testing.adapters.peers.peer import Peer
 from vitspec.testing.adapters.peers.registry import PEERS
-from vitspec.testing.declared import Declaration, apply
+from vitspec.testing.declared import Declaration, Deviation, apply
 from vitspec.testing.implementations import AdapterError
 from vitspec.testing.report.text import short
 from vitspec.testing.results import Report, environment
@@ -85,8 +85,33 @@ def grade_here(name: str, settings: Settings = DEFAULT) -> list[Report]:
     for dtype in implementations.dtypes_of(implementation):
         report = check(implementation, replace(settings, dtype=dtype))
         report.target = name
-        reports.append(apply(Declaration(PEERS[name].deviations), report))
-    return reports
+        reports.append(report)
+    declared = PEERS[name].deviations
+    return [apply(Declaration(expected(declared, one, reports)), one) for one in reports]
+
+
+def expected(
+    declared: Iterable[Deviation], report: Report, reports: Sequence[Report]
+) -> tuple[Deviation, ...]:
+    """Those that fail in this precision, or in none.
+
+    What fails in one precision alone is not mended because it passes in another.
+    """
+
+    def fails(deviation: Deviation, found: Report) -> bool:
+        return any(
+            deviation.covers(result.check, tensor)
+            for result in found.results
+            if result.status == "failed"
+            for tensor in [grade.tensor for grade in result.failures] or [""]
+        )
+
+    elsewhere = [one for one in reports if one is not report]
+    return tuple(
+        deviation
+        for deviation in declared
+        if fails(deviation, report) or not any(fails(deviation, one) for one in elsewhere)
+    )
 
 
 # ---- what is shown -----------------------------------------------------------------------------
