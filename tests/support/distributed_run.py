@@ -13,15 +13,16 @@ from unittest import mock
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from vitfast import from_flat, to_flat
+from vitfast import from_flat
 from vitfast.data import Augmentation, ImageDataset
 from vitfast.sharding import ViTSharding, make_mesh
 from vitfast.training import TrainConfig, fit
-from vitfast.training.optimizers import make_optimizer, make_schedule
 from vitfast.training.reporting import RunDirectory
 from vitfast.training.run_checkpoints import RunCheckpoints
-from vitfast.training.state import new_state
+from vitfast.training.run_checkpoints.leaves import named_leaves
+from vitfast.training.run_checkpoints.seal import read_seal
 from vitspec.models.vision_transformer_parameters import parameter_shapes
 from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 
@@ -75,15 +76,35 @@ def train(folder, sharding, **options):
         return fit(model, dataset(), TRAINING, run_directory=folder, quiet=True, **options)
 
 
-def read(checkpoints, sharding):
-    """The state in the last checkpoint of a run, laid out as that of a new one."""
-    optimizer = make_optimizer(TRAINING, make_schedule(TRAINING, TRAINING.steps))
-    like = new_state(new_model(sharding), optimizer, seed=5)
-    return RunCheckpoints(checkpoints).restore(like)[0]
+def read(checkpoints):
+    """The arrays in the last checkpoint of a run, each cut over the mesh that is set."""
+    mesh = jax.sharding.get_mesh()
+    found = RunCheckpoints(checkpoints)
+    like = {}
+    for name, (dtype, shape) in read_seal(checkpoints / str(found.steps()[-1]))["arrays"].items():
+        cut = [n % mesh.size == 0 for n in shape]
+        spec = PartitionSpec(
+            *("fsdp" if c and not any(cut[:i]) else None for i, c in enumerate(cut))
+        )
+        like[name] = jax.ShapeDtypeStruct(
+            shape, np.dtype(dtype), sharding=NamedSharding(mesh, spec)
+        )
+    return found.restore(like)[0]
+
+
+def parts(arrays):
+    """What this process has of each: where in it, and what."""
+    return {
+        name: [
+            ([[cut.start, cut.stop] for cut in shard.index], np.asarray(shard.data))
+            for shard in array.addressable_shards
+        ]
+        for name, array in arrays.items()
+    }
 
 
 def main(rank, processes, port, devices, folder):
-    """Take part, and write down the model that was trained, and the one that was read."""
+    """Take part, and write down what this process has of the model, and of what it read."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_enable_x64", True)
@@ -91,11 +112,10 @@ def main(rank, processes, port, devices, folder):
     jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
     with jax.set_mesh(make_mesh(fsdp=-1)):
         result = train(folder / "together", ViTSharding())
-        found = read(folder / "alone" / "checkpoints", ViTSharding())
         figures = {
             "devices": [jax.local_device_count(), jax.device_count()],
-            "trained": to_flat(result.model),
-            "read": to_flat(found.model),
+            "trained": parts(named_leaves(result.model)),
+            "read": parts(read(folder / "alone" / "checkpoints")),
             "test_loss": result.test_loss,
         }
     # As decimals that read back to the same number.
