@@ -388,6 +388,10 @@ def test_without_a_terminal_there_is_a_line_now_and_then():
     assert display.images_per_second == 8.0
 
 
+def test_a_resumed_run_begins_where_it_was():
+    assert TrainingDisplay(161, 8, first_step=100).text() == "step 100 of 161"
+
+
 def test_in_a_terminal_there_is_a_bar():
     text, _ = shown(True, steps=161, first_step=100)
     last = text.split("saved [a] checkpoint")[-1]
