@@ -378,6 +378,8 @@ def test_the_fingerprint_of_folders(tmp_path):
         (lambda root: (root / "a" / "0.png").write_bytes(b""), ["0.png", "is empty"]),
         (lambda root: (root / "a" / "0.png").write_bytes(b"x" * 99), ["0.png", "damaged"]),
         (lambda root: [(root / c / "0.png").write_bytes(b"x") for c in "ab"], ["first of 2"]),
+        (lambda root: (root / "a" / "x.pbm").write_bytes(b"P4 10000 10000\n"), ["max_pixels"]),
+        (lambda root: (root / "a" / "x.pbm").write_bytes(b"P4 20000 20000\n"), ["x.pbm", "limit"]),
         (lambda root: (root / "a" / "notes.txt").write_text("x"), ["notes.txt", "no picture"]),
         (lambda root: (root / "a" / "more").mkdir(), ["more", "no picture"]),
         (lambda root: (root / "c").mkdir(), ["c: has no pictures"]),
