@@ -8,7 +8,7 @@
 - `jax_vit`, `jax_vit_cls`: `jax.numpy` only, every layer an einsum.
 - `nnx_vit`, `nnx_vit_cls`: Flax's `MultiHeadAttention`, `LayerNorm` and `Linear`.
 
-These are of the Lean mirror's two models. Those of the practical family, other libraries' own classes,
+These are of the Lean mirror's two models. Other libraries' own classes, of the practical family,
 are in `registry`, by short names: `vitspec check transformers`.
 
 Nothing of the specification's mathematics is in them, nor of `vitfast`'s. A framework is imported
