@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"
@@ -44,7 +45,7 @@ def main():
 def compare(folder, kills, rng):
     """Make both runs in a folder; the exit code."""
     undisturbed, killed = folder / "undisturbed", folder / "killed"
-    steps = 9 * kills + 20
+    steps = 5 * kills + 40
     began = time.monotonic()
     start(undisturbed, folder, steps).communicate()
     seconds = time.monotonic() - began
@@ -53,6 +54,7 @@ def compare(folder, kills, rng):
     print("| ---: | --- | ---: | --- | --- |")
     saves = 0
     for number in range(1, kills + 1):
+        before = left(killed)[1]
         process = start(killed, folder, steps)
         when = kill_sometime(process, killed, number, rng)
         error = process.communicate()[1]
@@ -60,10 +62,10 @@ def compare(folder, kills, rng):
             print(f"\nprocess {number} ended with {process.returncode} {when}\n{error[-2000:]}")
             return 3 if process.returncode == 0 else 1
         whole, unfinished = left(killed)
-        saves += bool(unfinished)
+        saves += bool(unfinished.items() - before.items())
         print(
             f"| {number} | {when} | {steps_done(killed)} | {' '.join(map(str, whole))} | "
-            f"{' '.join(unfinished)} |",
+            f"{' '.join(unfinished.keys() if unfinished != before else ())} |",
             flush=True,
         )
     process = start(killed, folder, steps)
@@ -97,14 +99,14 @@ def start(run, folder, steps):
 
 def kill_sometime(process, run, number, rng):
     """Kill it at a moment of its kind, unless it is done before; says when."""
-    _, stale = left(run)
+    stale = left(run)[1]
     if number % 5 == 0:
         seconds = rng.uniform(0, 4)
         wait(process, lambda: False, seconds)
         when = f"{seconds:.1f} s after its start"
     elif number % 2:
         delay = rng.uniform(0, 0.05)
-        wait(process, lambda: set(left(run)[1]) - set(stale))
+        wait(process, lambda: left(run)[1].items() - stale.items())
         when = f"{1000 * delay:.0f} ms into a save"
         time.sleep(delay)
     else:
@@ -124,10 +126,14 @@ def wait(process, happened, seconds=600.0):
 
 
 def left(run):
-    """The checkpoints that are whole, and the names of those that are not."""
+    """The steps of checkpoints that are whole; of those that are not, name and last change."""
     folder = run / "checkpoints"
     whole = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-    return whole, sorted(path.name for path in folder.glob(UNFINISHED))
+    unfinished = {}
+    for path in folder.glob(UNFINISHED):
+        with suppress(FileNotFoundError):  # it has just got its name
+            unfinished[path.name] = path.stat().st_mtime_ns
+    return whole, unfinished
 
 
 def steps_done(run):
