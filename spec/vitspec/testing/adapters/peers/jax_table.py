@@ -90,7 +90,7 @@ JAX_PEERS: tuple[Peer, ...] = (
         ("transformers", "flax"),
         "FlaxViTForImageClassification of transformers 4; version 5 has no such class",
         (_SQUARE, _CLS_ONLY, "the attention's output always has a bias", _NO_LAYER_SCALE),
-        (NEGATIVE_EPSILON,),
+        (FAST_VARIANCE, NEGATIVE_EPSILON),
     ),
     Peer(
         "equimo",
