@@ -90,12 +90,11 @@ class GradientReport:
 
     def table(self) -> str:
         """The worst gradients, and what is known of the fault, as text for a terminal."""
-        header = ("gradient of", "metric", "error", "price", "bound", "error / bound", "")
+        header = ("gradient of", "metric", "error", "price", "bound", "error / bound")
         rows: list[tuple[str, ...]] = [header]
         for one in self.grades[:SHOWN]:
             figures = (f"{x:.1e}" for x in (one.error, one.price, one.bound))
-            verdict = "conforms" if one.conforms else "departs"
-            rows.append((one.tensor, one.metric, *figures, _factor(one.ratio), verdict))
+            rows.append((one.tensor, one.metric, *figures, _factor(one.ratio)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         lines = [self.line(), ""]
         for row in rows:
