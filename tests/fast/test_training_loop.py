@@ -202,7 +202,8 @@ def test_pre_training_then_fine_tuning_at_another_size_by_the_commands(tmp_path)
     first, second = tmp_path / "first", tmp_path / "second"
     sizes = ["--set", "embed_dim=8", "--set", "hidden_dim=8", "--set", "num_layers=1"]
     words = ["train", "--objective", "masked-image-modelling", *sizes, *small]
-    done = RUN.invoke(app, [*words, "--fsdp", "2", "--run-directory", str(first)])
+    words += ["--fsdp", "2", "--accumulation", "2"]
+    done = RUN.invoke(app, [*words, "--run-directory", str(first)])
     assert done.exit_code == 0, done.output
     words = ["train", "--from", str(first / "export"), "--image-size", "12,10", *small]
     done = RUN.invoke(app, [*words, "--dtype", "bfloat16", "--run-directory", str(second)])

@@ -215,19 +215,19 @@ def train(
         _join_processes(coordinator, processes, process, distributed, dtype)
         from vitfast.data import load_dataset
 
-        dataset = load_dataset(data)
-        plan = _plan(given, dataset)
+        plan = _plan(given)
         with _mesh(fsdp, tensor_parallel):
-            _run(given, dataset, *plan)
+            _run(given, load_dataset(data), *plan)
 
 
-def _plan(given: dict[str, Any], dataset: Any) -> tuple[Any, Any, Path]:
+def _plan(given: dict[str, Any]) -> tuple[Any, Any, Path]:
     """The model's recipe, how it is trained, and where; refused if anything is wrong with it."""
     from vitfast.data import Augmentation
     from vitfast.training import TrainConfig, recipes
     from vitspec.errors import NotWellFormed
 
-    name = given["preset"] or recipes.default_recipe(dataset.name)
+    data = Path(given["data"]).name
+    name = given["preset"] or recipes.default_recipe(data)
     try:
         if given["from_"] is not None and given["preset"] is not None:
             raise ValueError("--preset: a checkpoint (--from) has a configuration of its own")
@@ -241,6 +241,8 @@ def _plan(given: dict[str, Any], dataset: Any) -> tuple[Any, Any, Path]:
     values |= {n: given[n] for n in names if given.get(n) is not None}
     if given["steps"] is not None and given["epochs"] is None:
         values["epochs"] = None
+        if given["warmup_steps"] is None:  # the recipe's is meant for many steps
+            values["warmup_steps"] = min(values.get("warmup_steps", 0), given["steps"] // 10)
     if given["optimizer"] == "sgd" and found.training.get("optimizer") != "sgd":
         values["weight_decay"] = given["weight_decay"] or 0.0
     augmentation = {} if given["from_"] else dict(found.augmentation)
@@ -251,7 +253,7 @@ def _plan(given: dict[str, Any], dataset: Any) -> tuple[Any, Any, Path]:
     if problems := config.problems():
         raise NotWellFormed("training", problems)
     start = Path(given["from_"]).name if given["from_"] else name.split(",")[0]
-    folder = given["run_directory"] or Path("runs") / f"{Path(dataset.name).name}-{start}"
+    folder = given["run_directory"] or Path("runs") / f"{data}-{start}"
     return found, config, folder
 
 

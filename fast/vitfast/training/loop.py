@@ -31,6 +31,7 @@ from vitfast.training.preparation import processor_for, require_trainable, to_sp
 from vitfast.training.recording import Recorder
 from vitfast.training.state import new_state, step_key
 from vitfast.training.steps import make_update
+from vitspec.errors import NotWellFormed
 
 OnStep = Callable[[int, dict[str, float]], None]
 """Called after each step with how many are done, and its figures."""
@@ -111,7 +112,7 @@ def fit(
     """
     require_trainable(model, dataset, config)
     if export is not None and (problem := export_problem(model)):
-        raise ValueError(f"export: {problem}")
+        raise NotWellFormed("training", [f"export: {problem}"])
     processor = processor or processor_for(model, dataset)
     with ExitStack() as stack:
         directory = None

@@ -76,7 +76,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 DEFAULTS = {"digits": "digits", "fashion-mnist": "fashion-mnist-small"}
-"""The recipe of a data set, by its name; that of any other is `OTHERWISE`."""
+"""The recipe of a data set, by its name or its directory's; of any other it is `OTHERWISE`."""
 
 OTHERWISE = "deit-tiny"
 
@@ -109,5 +109,5 @@ def recipe(text: str) -> Recipe:
 
 
 def default_recipe(dataset_name: str) -> str:
-    """The name of the recipe for a data set."""
+    """The name of the recipe for a data set of this name, or in a directory of this name."""
     return DEFAULTS.get(dataset_name, OTHERWISE)
