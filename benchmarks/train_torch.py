@@ -104,7 +104,7 @@ class Row:
             self.connection.send(None)
             found = self.answer()
         if found is not None:
-            now = {"epoch": math.ceil(self.done / per_epoch), "wall": self.wall, "cpu": self.cpu,
+            now = {"epoch": round(self.done / per_epoch, 1), "wall": self.wall, "cpu": self.cpu,
                    "accuracy": found}  # fmt: skip
             self.evaluations.append(now)
             if found >= target:
@@ -168,7 +168,8 @@ def race(rows, target, per_epoch, steps, seconds):
         for row in left if turn % 2 else reversed(left):
             part = min(math.ceil(per_epoch / VISITS), per_epoch - row.done % per_epoch)
             row.train(min(part, steps - row.done))
-            if not row.failed and (row.done % per_epoch == 0 or row.done == steps):
+            over = row.done == steps or row.wall >= seconds
+            if not row.failed and (over or row.done % per_epoch == 0):
                 row.evaluate(target, per_epoch)
 
 
