@@ -301,9 +301,10 @@ def test_interpolated_positions_of_dinov2(size, tmp_path):
 # ---- at full size --------------------------------------------------------------------------------
 
 
-def test_a_vit_tiny_in_float64(tmp_path):
-    sizes = {"hidden_size": 192, "num_attention_heads": 3, "num_hidden_layers": 12,
-             "intermediate_size": 768, "num_channels": 3, "image_size": 224,
+@pytest.mark.parametrize("width", [192, 384, 768], ids=["ViT-Ti", "ViT-S", "ViT-B"])
+def test_at_full_size_in_float64(width, tmp_path):
+    sizes = {"hidden_size": width, "num_attention_heads": width // 64, "num_hidden_layers": 12,
+             "intermediate_size": 4 * width, "num_channels": 3, "image_size": 224,
              "patch_size": 16}  # fmt: skip
     model = random_model("ViTForImageClassification", num_labels=1000, **sizes)
     assert_same_function(model, tmp_path, pixels(model, batch=1))
