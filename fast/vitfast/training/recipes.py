@@ -65,8 +65,8 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "fashion-mnist-small": Recipe(
         _SMALL,
-        {**GENERAL, "epochs": 20.0, "learning_rate": 2e-3, "label_smoothing": 0.0},
-        {"horizontal_flip": True},
+        {**GENERAL, "epochs": 20.0, "learning_rate": 2e-3},
+        {"crop_padding": 2, "horizontal_flip": True},
         position_scale=0.5,
     ),
     "d2l": Recipe(
