@@ -43,9 +43,9 @@ def failed(results):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_laws_and_structure_hold_of_the_specification_at_forty_points(dtype):
+def test_laws_and_structure_hold_of_the_specification_at_twenty_points(dtype):
     worst = 0.0
-    for point in measure.points(40, seed=20):
+    for point in measure.points(20, seed=20):
         results = list(
             laws_and_structure(evaluation(point, SpecImplementation(point.spec, dtype), dtype))
         )
@@ -56,7 +56,7 @@ def test_laws_and_structure_hold_of_the_specification_at_forty_points(dtype):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_difference_quotients_agree_with_the_specification(dtype):
-    for point in measure.points(4, seed=21):
+    for point in measure.points(2, seed=21):
         e = evaluation(point, SpecImplementation(point.spec, dtype), dtype)
         results = list(directional_derivatives(e, np.random.default_rng(0)))
         assert not failed(results), (point.config, failed(results))
@@ -97,23 +97,28 @@ ONLY_BY_DIFFERENCES = {
 """Backward deviations that no law and no structure sees: they respect every symmetry."""
 
 
-def test_every_forward_and_batch_deviation_is_seen():
-    mistakes = [d for d in CATALOGUE if d.kind in ("forward", "batch")]
-    assert [d.name for d in mistakes if not broken_by(d)] == []
+def backward_mistakes():
+    return [d for d in CATALOGUE if d.kind == "backward"]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_every_backward_deviation_is_seen_and_most_by_laws_and_structure_alone(dtype):
-    backward = [d for d in CATALOGUE if d.kind == "backward"]
-    assert [d.name for d in backward if not broken_by(d, dtype)] == []
-    unseen = {d.name for d in backward if broken_by(d, dtype) == (measure.QUOTIENT,)}
+def assert_most_are_seen_by_laws_and_structure_alone(dtype):
+    unseen = {d.name for d in backward_mistakes() if broken_by(d, dtype) == (measure.QUOTIENT,)}
     assert unseen == ONLY_BY_DIFFERENCES
-    assert len(unseen) < 0.2 * len(backward)
+    assert len(unseen) < 0.2 * len(backward_mistakes())
 
 
-def test_the_page_has_the_table_of_what_each_deviation_breaks():
+def test_every_deviation_is_seen_and_the_page_has_the_table_of_what_each_breaks():
+    """One test, since what each breaks takes a minute to find out."""
     page = (ROOT / "docs" / "identities.md").read_text(encoding="utf-8")
     assert "\n".join(measure.catalogue_table(measure.SEEN_KINDS)) in page
+    mistakes = [d for d in CATALOGUE if d.kind in ("forward", "batch", "backward")]
+    assert [d.name for d in mistakes if not broken_by(d)] == []
+    assert_most_are_seen_by_laws_and_structure_alone("float64")
+
+
+def test_in_float32_every_backward_deviation_is_seen_too():
+    assert [d.name for d in backward_mistakes() if not broken_by(d, "float32")] == []
+    assert_most_are_seen_by_laws_and_structure_alone("float32")
 
 
 CONSISTENT = {
