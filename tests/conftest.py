@@ -1,15 +1,32 @@
-"""Hypothesis profiles: in CI deterministic and without a database. And quick compilation."""
+"""Hypothesis profiles: in CI deterministic and without a database. And many small programs."""
 
+import gc
 import os
+import sys
+from pathlib import Path
 
 # A test compiles many small programs and runs each a few times, so most of its time is XLA's. At
 # its lowest level it makes the same program of operations, in plainer machine code. `vitspec check`
 # and the benchmarks run what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", derandomize=True, database=None, **_COMMON)
 settings.register_profile("dev", database=None, **_COMMON)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+MAPPED = Path("/proc/self/maps")
+MANY = 20_000
+"""Regions of memory; Linux lets a process have 65,530, and XLA takes some eight a program."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Forget JAX's programs before they are too many: one more, and the compiler crashes."""
+    yield
+    if "jax" in sys.modules and MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > MANY:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
