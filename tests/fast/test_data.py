@@ -263,6 +263,7 @@ def test_digits_are_split_by_class_and_their_levels_go_back():
     assert back.max() == 16
     assert sorted(back.reshape(-1, 64).tolist()) == sorted(whole.data.astype(int).tolist())
     shares = np.bincount(dataset.test.labels) / np.bincount(whole.target)
+    # A part of a class is whole images: up to half of one of 174.
     np.testing.assert_allclose(shares, 0.2, atol=0.004)
     assert load_dataset("digits").fingerprint == dataset.fingerprint
     assert load_dataset("digits", split_seed=1).fingerprint != dataset.fingerprint
@@ -486,6 +487,7 @@ def test_the_processor_has_the_moments_of_the_training_images():
     processor = dataset_processor(config(3, 8, 10), colour)
     assert processor.size == {"height": 8, "width": 10}
     levels = images / 255
+    # Both are stored to four decimals.
     np.testing.assert_allclose(processor.image_mean, levels.mean((0, 1, 2)), atol=5.1e-5)
     np.testing.assert_allclose(processor.image_std, levels.std((0, 1, 2)), atol=5.1e-5)
     assert dataset_processor(config(1), colour).image_mean == (0.5,)

@@ -307,6 +307,7 @@ def test_an_image_s_numbers_depend_on_its_place_alone():
     many = draws_of(0, 0, 4000)
     assert many.min() >= 0
     assert many.max() < 1
+    # Six standard deviations of the mean of 4000 uniform numbers.
     np.testing.assert_allclose(many.mean(0), 0.5, atol=0.03)
 
 
