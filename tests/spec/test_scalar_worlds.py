@@ -516,6 +516,19 @@ def test_longdoubles_beyond_the_range_of_float64_go_to_the_reals_and_back(text):
         assert np.array_equal(from_reals(to_reals(x), np.longdouble), x)
 
 
+def test_what_an_earlier_product_left_in_memory_raises_no_flag():
+    """OpenBLAS's float32 kernel for AVX-512 reads unused lanes where five numbers are summed."""
+    signalling = np.full((60, 59), 0x7FA00001, np.uint32).view(np.float32)
+    rng = np.random.default_rng(3)
+    for _ in range(300):  # one in four meets what was left
+        a, b = (rng.standard_normal(shape).astype(np.float32) for shape in [(7, 5), (5, 1)])
+        with np.errstate(all="ignore"):
+            np.matmul(signalling[: rng.integers(1, 60)], signalling[:59, :1])
+        with np.errstate(all="raise"):
+            product = scalars.matmul(a, b)
+        assert np.allclose(product, a.astype(np.float64) @ b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
 def test_infinity_goes_to_the_reals_without_a_warning(value):
     (ball,) = to_reals(np.array([value]))
