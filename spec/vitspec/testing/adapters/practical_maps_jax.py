@@ -1,41 +1,98 @@
-"""Name maps of the JAX peers of the practical family: data only."""
+"""The name maps of the practical family's JAX peers: data only.
+
+Flax and Keras store projections (in, out), as we do; equimo stores and names them as PyTorch does.
+Rules for what a configuration lacks, such as a bias, are passed over.
+"""
 
 from __future__ import annotations
 
-from vitspec.testing.adapters.maps import ALL_LAYERS, LAYER
+from vitspec.testing.adapters import practical_maps as as_pytorch
+from vitspec.testing.adapters.maps import ALL_LAYERS, LAYER, QKV
 from vitspec.testing.adapters.name_maps import Constant, NameMap, Rule
 
-HEAD = (Rule("head.kernel", "head.weights", "transpose"), Rule("head.bias", "head.bias"))
+
+def affine(theirs: str, gamma: str, beta: str) -> tuple[Rule, Rule]:
+    """The two parameters of a normalisation."""
+    return Rule(f"{theirs}.scale", gamma), Rule(f"{theirs}.bias", beta)
+
+
+def linear(theirs: str, weights: str, bias: str, layout: str = "same") -> tuple[Rule, Rule]:
+    """The two parameters of a layer; the layout is the weights'."""
+    return Rule(f"{theirs}.kernel", weights, layout), Rule(f"{theirs}.bias", bias)
+
+
+def patches(theirs: str) -> tuple[Rule, Rule]:
+    """The convolution that embeds the patches."""
+    return linear(theirs, "patch_embed.kernel", "patch_embed.bias", "kernel-hwio")
+
+
+def tokens(cls_token: str, positions: str) -> tuple[Rule, Rule]:
+    """The CLS token and the positions, with leading axes for the batch."""
+    return Rule(cls_token, "cls_token", "row-1-1"), Rule(positions, "pos_enc.pos", "rows-1")
+
+
+def projections(layer: str, names: tuple[str, str, str, str]) -> tuple[Rule, ...]:
+    """Queries, keys, values and the attention's output, each a layer of its own."""
+    pairs = zip(names, "qkvo", strict=True)
+    return sum((linear(layer + n, f"{LAYER}mha.w{q}", f"{LAYER}mha.b{q}") for n, q in pairs), ())
+
+
+def multi_head(theirs: str, out: str = "out", ours: str = LAYER) -> tuple[Rule, ...]:
+    """Flax's or Keras's attention, with an axis for the heads.
+
+    Args:
+        theirs: the name of the module.
+        out: the name of its output.
+        ours: what precedes our names; for all layers at once, theirs lie on a first axis.
+    """
+    stack = "L " if ours == ALL_LAYERS else ""
+    into, bias, out_of = (
+        f"{stack}{left} -> {stack}{right}"
+        for left, right in (("D (H d)", "D H d"), ("(H d)", "H d"), ("(H d) D", "H d D"))
+    )
+    rules = [*linear(f"{theirs}.{out}", f"{ours}mha.wo", f"{ours}mha.bo", out_of)]
+    for name in ("query", "key", "value"):
+        rules += [
+            Rule(f"{theirs}.{name}.kernel", f"{ours}mha.w{name[0]}", into),
+            Rule(f"{theirs}.{name}.bias", f"{ours}mha.b{name[0]}", bias),
+        ]
+    return tuple(rules)
+
+
+def block(
+    layer: str, norms: tuple[str, str], layers: tuple[str, str], ours: str = LAYER
+) -> tuple[Rule, ...]:
+    """Both normalisations, and the two products of the feed-forward.
+
+    Args:
+        layer: what precedes their names.
+        norms: names of the normalisations.
+        layers: names of the products.
+        ours: what precedes our names.
+    """
+    rules: list[Rule] = []
+    for i, (norm, product) in enumerate(zip(norms, layers, strict=True), 1):
+        rules += affine(layer + norm, f"{ours}norm{i}_gamma", f"{ours}norm{i}_beta")
+        rules += linear(layer + product, f"{ours}ffn.w{i}", f"{ours}ffn.b{i}")
+    return tuple(rules)
+
+
+def end(norm: str, head: str) -> tuple[Rule, ...]:
+    """The final normalisation and the classifier."""
+    return (
+        *affine(norm, "final_norm_gamma", "final_norm_beta"),
+        *linear(head, "head.weights", "head.bias", "transpose"),
+    )
+
 
 NNX_TUTORIAL = NameMap(
     "the NNX tutorial's modules",
     (
-        Rule("patch_embed.kernel", "patch_embed.kernel", "kernel-hwio"),
-        Rule("patch_embed.bias", "patch_embed.bias"),
+        *patches("patch_embed"),
         Rule("pos_embed", "pos_enc.pos"),
-        *(
-            Rule(f"blocks.{{i}}.attn.{name}.{theirs}", f"{LAYER}mha.{ours}{letter}")
-            for name, letter in (
-                ("q_proj", "q"),
-                ("k_proj", "k"),
-                ("v_proj", "v"),
-                ("out_proj", "o"),
-            )
-            for theirs, ours in (("kernel", "w"), ("bias", "b"))
-        ),
-        *(
-            Rule(f"blocks.{{i}}.{name}.{theirs}", f"{LAYER}ffn.{ours}{number}")
-            for number, name in ((1, "ff1"), (2, "ff2"))
-            for theirs, ours in (("kernel", "w"), ("bias", "b"))
-        ),
-        *(
-            Rule(f"blocks.{{i}}.ln{number}.{theirs}", f"{LAYER}norm{number}_{ours}")
-            for number in (1, 2)
-            for theirs, ours in (("scale", "gamma"), ("bias", "beta"))
-        ),
-        Rule("ln.scale", "final_norm_gamma"),
-        Rule("ln.bias", "final_norm_beta"),
-        *HEAD,
+        *projections("blocks.{i}.attn.", ("q_proj", "k_proj", "v_proj", "out_proj")),
+        *block("blocks.{i}.", ("ln1", "ln2"), ("ff1", "ff2")),
+        *end("ln", "head"),
     ),
 )
 """`vitspec.testing.adapters.peers.textbooks.nnx_tutorial_module`."""
@@ -43,107 +100,44 @@ NNX_TUTORIAL = NameMap(
 D2L = NameMap(
     "D2L's ViT (JAX)",
     (
-        Rule("patch_embedding.conv.kernel", "patch_embed.kernel", "kernel-hwio"),
-        Rule("patch_embedding.conv.bias", "patch_embed.bias"),
-        Rule("cls_token", "cls_token", "row-1-1"),
-        Rule("pos_embed", "pos_enc.pos", "rows-1"),
-        *(
-            Rule(f"blks_{{i}}.attention.W_{letter}.{theirs}", f"{LAYER}mha.{ours}{letter}")
-            for letter in "qkvo"
-            for theirs, ours in (("kernel", "w"), ("bias", "b"))
-        ),
-        *(
-            Rule(f"blks_{{i}}.mlp.Dense_{number - 1}.{theirs}", f"{LAYER}ffn.{ours}{number}")
-            for number in (1, 2)
-            for theirs, ours in (("kernel", "w"), ("bias", "b"))
-        ),
-        *(
-            Rule(f"blks_{{i}}.LayerNorm_{number - 1}.{theirs}", f"{LAYER}norm{number}_{ours}")
-            for number in (1, 2)
-            for theirs, ours in (("scale", "gamma"), ("bias", "beta"))
-        ),
-        Rule("head.layers_0.scale", "final_norm_gamma"),
-        Rule("head.layers_0.bias", "final_norm_beta"),
-        Rule("head.layers_1.kernel", "head.weights", "transpose"),
-        Rule("head.layers_1.bias", "head.bias"),
+        *patches("patch_embedding.conv"),
+        *tokens("cls_token", "pos_embed"),
+        *projections("blks_{i}.attention.", ("W_q", "W_k", "W_v", "W_o")),
+        *block("blks_{i}.", ("LayerNorm_0", "LayerNorm_1"), ("mlp.Dense_0", "mlp.Dense_1")),
+        *end("head.layers_0", "head.layers_1"),
     ),
 )
 """`vitspec.testing.adapters.peers.textbooks.d2l_module`."""
 
-
-def _attention(prefix: str, our_layer: str = LAYER, stack: str = "") -> tuple[Rule, ...]:
-    """Flax's `MultiHeadAttention`; `stack` is "L " where all layers lie on a first axis."""
-
-    def layout(ours: str, theirs: str) -> str:
-        return f"{stack}{ours} -> {stack}{theirs}"
-
-    heads = [
-        Rule(f"{prefix}.{name}.{theirs}", f"{our_layer}mha.{ours}{name[0]}", how)
-        for name in ("query", "key", "value")
-        for theirs, ours, how in (
-            ("kernel", "w", layout("D (H d)", "D H d")),
-            ("bias", "b", layout("(H d)", "H d")),
-        )
-    ]
-    out = Rule(f"{prefix}.out.kernel", f"{our_layer}mha.wo", layout("(H d) D", "H d D"))
-    return (*heads, out, Rule(f"{prefix}.out.bias", f"{our_layer}mha.bo"))
-
+_JIMM_LAYERS = "encoder.encoder.layers."
 
 JIMM = NameMap(
     "jimm's VisionTransformer",
     (
-        Rule("encoder.patch_embeddings.kernel", "patch_embed.kernel", "kernel-hwio"),
-        Rule("encoder.patch_embeddings.bias", "patch_embed.bias"),
-        Rule("encoder.cls_token", "cls_token", "row-1-1"),
-        Rule("encoder.position_embeddings", "pos_enc.pos", "rows-1"),
-        *_attention("encoder.encoder.layers.attn", ALL_LAYERS, "L "),
-        *(
-            Rule(f"encoder.encoder.layers.mlp.layers.{index}.{theirs}", f"{ALL_LAYERS}ffn.{ours}")
-            for index, number in ((0, 1), (3, 2))
-            for theirs, ours in (("kernel", f"w{number}"), ("bias", f"b{number}"))
-        ),
-        *(
-            Rule(
-                f"encoder.encoder.layers.norm{number}.{theirs}", f"{ALL_LAYERS}norm{number}_{ours}"
-            )
-            for number in (1, 2)
-            for theirs, ours in (("scale", "gamma"), ("bias", "beta"))
-        ),
-        Rule("encoder.ln_post.scale", "final_norm_gamma"),
-        Rule("encoder.ln_post.bias", "final_norm_beta"),
-        Rule("classifier.kernel", "head.weights", "transpose"),
-        Rule("classifier.bias", "head.bias"),
+        *patches("encoder.patch_embeddings"),
+        *tokens("encoder.cls_token", "encoder.position_embeddings"),
+        *multi_head(_JIMM_LAYERS + "attn", ours=ALL_LAYERS),
+        *block(_JIMM_LAYERS, ("norm1", "norm2"), ("mlp.layers.0", "mlp.layers.3"), ALL_LAYERS),
+        *end("encoder.ln_post", "classifier"),
     ),
     (Constant("encoder.vision_position_ids", "1 n"),),
 )
 """`vitspec.testing.adapters.peers.jimm`: blocks stacked, as jimm scans over them."""
 
+_BIG_VISION_LAYER = "Transformer.encoderblock_{i}."
+
 BIG_VISION = NameMap(
     "big_vision's ViT",
     (
-        Rule("embedding.kernel", "patch_embed.kernel", "kernel-hwio"),
-        Rule("embedding.bias", "patch_embed.bias"),
+        *patches("embedding"),
         Rule("pos_embedding", "pos_enc.pos", "rows-1"),
-        *_attention("Transformer.encoderblock_{i}.MultiHeadDotProductAttention_0"),
-        *(
-            Rule(
-                f"Transformer.encoderblock_{{i}}.MlpBlock_0.Dense_{number - 1}.{theirs}",
-                f"{LAYER}ffn.{ours}{number}",
-            )
-            for number in (1, 2)
-            for theirs, ours in (("kernel", "w"), ("bias", "b"))
+        *multi_head(_BIG_VISION_LAYER + "MultiHeadDotProductAttention_0"),
+        *block(
+            _BIG_VISION_LAYER,
+            ("LayerNorm_0", "LayerNorm_1"),
+            ("MlpBlock_0.Dense_0", "MlpBlock_0.Dense_1"),
         ),
-        *(
-            Rule(
-                f"Transformer.encoderblock_{{i}}.LayerNorm_{number - 1}.{theirs}",
-                f"{LAYER}norm{number}_{ours}",
-            )
-            for number in (1, 2)
-            for theirs, ours in (("scale", "gamma"), ("bias", "beta"))
-        ),
-        Rule("Transformer.encoder_norm.scale", "final_norm_gamma"),
-        Rule("Transformer.encoder_norm.bias", "final_norm_beta"),
-        *HEAD,
+        *end("Transformer.encoder_norm", "head"),
     ),
 )
 """`vitspec.testing.adapters.peers.big_vision`, pooled by the mean ("gap")."""
@@ -151,68 +145,33 @@ BIG_VISION = NameMap(
 BONSAI = NameMap(
     "bonsai's ViTClassificationModel",
     (
-        Rule("pos_embeddings.projection.kernel", "patch_embed.kernel", "kernel-hwio"),
-        Rule("pos_embeddings.projection.bias", "patch_embed.bias"),
-        Rule("pos_embeddings.cls_token", "cls_token", "row-1-1"),
-        Rule("pos_embeddings.pos_embeddings", "pos_enc.pos", "rows-1"),
-        *_attention("layers.{i}.attention"),
-        *(
-            Rule(f"layers.{{i}}.linear{number}.{theirs}", f"{LAYER}ffn.{ours}{number}")
-            for number in (1, 2)
-            for theirs, ours in (("kernel", "w"), ("bias", "b"))
-        ),
-        *(
-            Rule(f"layers.{{i}}.layernorm_{name}.{theirs}", f"{LAYER}norm{number}_{ours}")
-            for number, name in ((1, "before"), (2, "after"))
-            for theirs, ours in (("scale", "gamma"), ("bias", "beta"))
-        ),
-        Rule("ln.scale", "final_norm_gamma"),
-        Rule("ln.bias", "final_norm_beta"),
-        Rule("classifier.kernel", "head.weights", "transpose"),
-        Rule("classifier.bias", "head.bias"),
+        *patches("pos_embeddings.projection"),
+        *tokens("pos_embeddings.cls_token", "pos_embeddings.pos_embeddings"),
+        *multi_head("layers.{i}.attention"),
+        *block("layers.{i}.", as_pytorch.BEFORE_AFTER, ("linear1", "linear2")),
+        *end("ln", "classifier"),
     ),
 )
 """`vitspec.testing.adapters.peers.bonsai`."""
 
-_OF_VIT = "model.vit.encoder.layer.{i}."
+_FLAX_VIT_LAYER = "model.vit.encoder.layer.{i}."
 
 FLAX_VIT = NameMap(
     "transformers' FlaxViTForImageClassification",
     (
-        Rule(
-            "model.vit.embeddings.patch_embeddings.projection.kernel",
-            "patch_embed.kernel",
-            "kernel-hwio",
+        *patches("model.vit.embeddings.patch_embeddings.projection"),
+        *tokens("model.vit.embeddings.cls_token", "model.vit.embeddings.position_embeddings"),
+        *projections(
+            _FLAX_VIT_LAYER + "attention.",
+            ("attention.query", "attention.key", "attention.value", "output.dense"),
         ),
-        Rule("model.vit.embeddings.patch_embeddings.projection.bias", "patch_embed.bias"),
-        Rule("model.vit.embeddings.cls_token", "cls_token", "row-1-1"),
-        Rule("model.vit.embeddings.position_embeddings", "pos_enc.pos", "rows-1"),
-        *(
-            Rule(f"{_OF_VIT}{name}.{theirs}", f"{LAYER}{ours}")
-            for name, weight, bias in (
-                ("attention.attention.query", "mha.wq", "mha.bq"),
-                ("attention.attention.key", "mha.wk", "mha.bk"),
-                ("attention.attention.value", "mha.wv", "mha.bv"),
-                ("attention.output.dense", "mha.wo", "mha.bo"),
-                ("intermediate.dense", "ffn.w1", "ffn.b1"),
-                ("output.dense", "ffn.w2", "ffn.b2"),
-            )
-            for theirs, ours in (("kernel", weight), ("bias", bias))
-        ),
-        *(
-            Rule(f"{_OF_VIT}layernorm_{name}.{theirs}", f"{LAYER}norm{number}_{ours}")
-            for number, name in ((1, "before"), (2, "after"))
-            for theirs, ours in (("scale", "gamma"), ("bias", "beta"))
-        ),
-        Rule("model.vit.layernorm.scale", "final_norm_gamma"),
-        Rule("model.vit.layernorm.bias", "final_norm_beta"),
-        Rule("model.classifier.kernel", "head.weights", "transpose"),
-        Rule("model.classifier.bias", "head.bias"),
+        *block(_FLAX_VIT_LAYER, as_pytorch.BEFORE_AFTER, ("intermediate.dense", "output.dense")),
+        *end("model.vit.layernorm", "model.classifier"),
     ),
 )
 """`vitspec.testing.adapters.peers.flax_vit`."""
 
-_OF_BLOCK = "blocks.0.blocks.{i}."
+_EQUIMO_LAYER = "blocks.0.blocks.{i}."
 
 EQUIMO = NameMap(
     "equimo's VisionTransformer",
@@ -221,61 +180,34 @@ EQUIMO = NameMap(
         Rule("patch_embed.proj.bias", "patch_embed.bias", "D -> D 1 1"),
         Rule("cls_token", "cls_token", "row-1"),
         Rule("global_pos_embed.weight", "pos_enc.pos"),
-        Rule(f"{_OF_BLOCK}attn.qkv.weight", tuple(f"{LAYER}mha.w{x}" for x in "qkv"), "qkv-out-in"),
-        Rule(f"{_OF_BLOCK}attn.qkv.bias", tuple(f"{LAYER}mha.b{x}" for x in "qkv"), "qkv-bias"),
-        Rule(f"{_OF_BLOCK}attn.proj.weight", f"{LAYER}mha.wo", "transpose"),
-        Rule(f"{_OF_BLOCK}attn.proj.bias", f"{LAYER}mha.bo"),
-        *(
-            Rule(f"{_OF_BLOCK}mlp.fc{number}.weight", f"{LAYER}ffn.w{number}", "transpose")
-            for number in (1, 2)
-        ),
-        *(Rule(f"{_OF_BLOCK}mlp.fc{number}.bias", f"{LAYER}ffn.b{number}") for number in (1, 2)),
-        *(
-            Rule(f"{_OF_BLOCK}{name}.{theirs}", f"{LAYER}norm{number}_{ours}")
-            for number, name in ((1, "prenorm"), (2, "norm"))
-            for theirs, ours in (("weight", "gamma"), ("bias", "beta"))
-        ),
-        *(Rule(f"{_OF_BLOCK}ls{number}.gamma", f"{LAYER}layer_scale{number}") for number in (1, 2)),
-        Rule("norm.weight", "final_norm_gamma"),
-        Rule("norm.bias", "final_norm_beta"),
-        Rule("head.weight", "head.weights"),
-        Rule("head.bias", "head.bias"),
+        *as_pytorch.block(_EQUIMO_LAYER, ("prenorm", "norm"), ("attn.proj", "mlp.fc1", "mlp.fc2")),
+        Rule(_EQUIMO_LAYER + "attn.qkv.weight", QKV, "qkv-out-in"),
+        Rule(_EQUIMO_LAYER + "attn.qkv.bias", as_pytorch.QKV_BIAS, "qkv-bias"),
+        *(Rule(f"{_EQUIMO_LAYER}ls{n}.gamma", f"{LAYER}layer_scale{n}") for n in (1, 2)),
+        *as_pytorch.affine("norm", "final_norm_gamma", "final_norm_beta"),
+        *as_pytorch.of_head("head"),
     ),
 )
 """`vitspec.testing.adapters.peers.equimo`."""
 
-_OF_ENCODER = "vit_encoder.encoder_layers.{i}."
+_KERAS_HUB_LAYER = "vit_encoder.encoder_layers.{i}."
 
 KERAS_HUB = NameMap(
     "keras-hub's ViTImageClassifier",
     (
-        Rule(
-            "vit_patching_and_embedding.patch_embedding.kernel", "patch_embed.kernel", "kernel-hwio"
-        ),
-        Rule("vit_patching_and_embedding.patch_embedding.bias", "patch_embed.bias"),
+        *patches("vit_patching_and_embedding.patch_embedding"),
         Rule("vit_patching_and_embedding.class_token", "cls_token", "row-1-1"),
         Rule("vit_patching_and_embedding.position_embedding.embeddings", "pos_enc.pos"),
-        *(
-            Rule(f"{_OF_ENCODER}mha.{name}.{theirs}", f"{LAYER}mha.{ours}{name[0]}", layout)
-            for name in ("query", "key", "value")
-            for theirs, ours, layout in (("kernel", "w", "heads-in"), ("bias", "b", "heads-bias"))
-        ),
-        Rule(f"{_OF_ENCODER}mha.attention_output.kernel", f"{LAYER}mha.wo", "heads-out"),
-        Rule(f"{_OF_ENCODER}mha.attention_output.bias", f"{LAYER}mha.bo"),
-        *(
-            Rule(f"{_OF_ENCODER}mlp.dense_{number}.{theirs}", f"{LAYER}ffn.{ours}{number}")
-            for number in (1, 2)
-            for theirs, ours in (("kernel", "w"), ("bias", "b"))
-        ),
-        *(
-            Rule(f"{_OF_ENCODER}ln_{number}.{name}", f"{LAYER}norm{number}_{name}")
-            for number in (1, 2)
-            for name in ("gamma", "beta")
-        ),
+        *multi_head(_KERAS_HUB_LAYER + "mha", out="attention_output"),
+        *linear(_KERAS_HUB_LAYER + "mlp.dense_1", LAYER + "ffn.w1", LAYER + "ffn.b1"),
+        *linear(_KERAS_HUB_LAYER + "mlp.dense_2", LAYER + "ffn.w2", LAYER + "ffn.b2"),
+        Rule(_KERAS_HUB_LAYER + "ln_1.gamma", LAYER + "norm1_gamma"),
+        Rule(_KERAS_HUB_LAYER + "ln_1.beta", LAYER + "norm1_beta"),
+        Rule(_KERAS_HUB_LAYER + "ln_2.gamma", LAYER + "norm2_gamma"),
+        Rule(_KERAS_HUB_LAYER + "ln_2.beta", LAYER + "norm2_beta"),
         Rule("vit_encoder.ln.gamma", "final_norm_gamma"),
         Rule("vit_encoder.ln.beta", "final_norm_beta"),
-        Rule("predictions.kernel", "head.weights", "transpose"),
-        Rule("predictions.bias", "head.bias"),
+        *linear("predictions", "head.weights", "head.bias", "transpose"),
     ),
 )
 """`vitspec.testing.adapters.peers.keras_hub`."""
