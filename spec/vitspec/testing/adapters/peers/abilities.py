@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from vitspec.testing.adapters.frameworks import installed_version
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 Change = Callable[[VisionTransformerConfig], VisionTransformerConfig]
@@ -75,6 +76,15 @@ class Abilities:
                 has = " or ".join(repr(v) for v in self.only.get(name, (value,)))
                 texts.append(f"{name}: {has} only, got {got!r}")
         return "; ".join(texts) or None
+
+    def identity(self, library: str) -> dict[str, Any]:
+        """What `from_torch`, `from_jax` and `from_nnx` ask of a library's ViT, beside its name."""
+        return {
+            "version": installed_version(library),
+            "spec": "vision-transformer",
+            "supports": self.supports,
+            "closest": self.closest,
+        }
 
     def _with_geometry(self, config: VisionTransformerConfig) -> VisionTransformerConfig:
         c = config

@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.linen import from_linen
@@ -33,14 +33,7 @@ ABILITIES = Abilities(
 
 def implementation() -> JaxAdapter:
     """`Model(pool_type="gap", posemb="learn")`."""
-    return from_linen(
-        big_vision_vit,
-        BIG_VISION,
-        ABILITIES,
-        name="big-vision",
-        version=installed_version("flax"),
-        dtype=("float32", "float64"),
-    )
+    return from_linen(big_vision_vit, BIG_VISION, name="big-vision", **ABILITIES.identity("flax"))
 
 
 def big_vision_vit(config: VisionTransformerConfig) -> Any:

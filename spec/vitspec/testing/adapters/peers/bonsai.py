@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_nnx
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.practical_maps_jax import BONSAI
@@ -31,12 +31,9 @@ def implementation(exact: bool = False) -> JaxAdapter:
         partial(bonsai_vit, exact=exact),
         BONSAI,
         name="bonsai",
-        version=installed_version("flax"),
-        spec="vision-transformer",
         dtype="float32",  # `jax.nn.dot_product_attention` takes its softmax in float32 always
         channels_last=True,
-        supports=ABILITIES.supports,
-        closest=ABILITIES.closest,
+        **ABILITIES.identity("flax"),
     )
 
 

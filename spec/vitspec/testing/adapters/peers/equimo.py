@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_jax
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.practical_maps_jax import EQUIMO
@@ -35,12 +35,9 @@ def implementation() -> JaxAdapter:
         _logits,
         EQUIMO,
         name="equimo",
-        version=installed_version("equimo"),
-        spec="vision-transformer",
         dtype="float32",
         tree=lambda config, *size: _parts(config)[0],
-        supports=ABILITIES.supports,
-        closest=ABILITIES.closest,
+        **ABILITIES.identity("equimo"),
     )
 
 

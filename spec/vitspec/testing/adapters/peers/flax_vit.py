@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.linen import from_linen
@@ -33,14 +33,7 @@ def implementation() -> JaxAdapter:
         ImportError: transformers has no such class.
     """
     framework("transformers.models.vit.modeling_flax_vit")
-    return from_linen(
-        flax_vit,
-        FLAX_VIT,
-        ABILITIES,
-        name="flax-vit",
-        version=installed_version("transformers"),
-        dtype=("float32", "float64"),
-    )
+    return from_linen(flax_vit, FLAX_VIT, name="flax-vit", **ABILITIES.identity("transformers"))
 
 
 def flax_vit(config: VisionTransformerConfig) -> Any:

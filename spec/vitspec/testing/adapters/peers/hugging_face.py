@@ -14,7 +14,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
@@ -63,16 +63,8 @@ def dinov2() -> TorchAdapter:
 def _adapter(
     name: str, build: Any, name_map: NameMap, abilities: Abilities, dtype: str | tuple[str, ...]
 ) -> TorchAdapter:
-    return from_torch(
-        build,
-        name_map,
-        name=name,
-        version=installed_version("transformers"),
-        spec="vision-transformer",
-        dtype=dtype,
-        supports=abilities.supports,
-        closest=abilities.closest,
-    )
+    identity = abilities.identity("transformers")
+    return from_torch(build, name_map, name=name, dtype=dtype, **identity)
 
 
 # ---- what they can be ----------------------------------------------------------------------------

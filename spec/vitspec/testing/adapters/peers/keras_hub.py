@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_jax
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.practical_maps_jax import KERAS_HUB
@@ -51,13 +51,10 @@ def implementation() -> JaxAdapter:
         _logits,
         KERAS_HUB,
         name="keras-hub",
-        version=installed_version("keras-hub"),
-        spec="vision-transformer",
         dtype="float32",
         tree=_tree,
         channels_last=True,
-        supports=ABILITIES.supports,
-        closest=ABILITIES.closest,
+        **ABILITIES.identity("keras-hub"),
     )
 
 

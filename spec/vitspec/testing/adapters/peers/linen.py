@@ -10,28 +10,20 @@ import numpy as np
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_jax
 from vitspec.testing.adapters.name_maps import NameMap
-from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 
 def from_linen(
     build: Callable[[VisionTransformerConfig], Any],
     name_map: NameMap,
-    abilities: Abilities,
-    *,
-    name: str,
-    version: str,
-    dtype: str | tuple[str, ...],
+    **identity: Any,
 ) -> JaxAdapter:
     """An implementation made of a Linen module.
 
     Args:
         build: called with a config; returns the module, which maps images (B, H, W, C) to logits.
         name_map: the names of its parameters: paths, joined by dots.
-        abilities: the configurations that it has.
-        name: what reports call it.
-        version: likewise.
-        dtype: the precisions that it computes in.
+        **identity: its name, and what `Abilities.identity` says of it.
     """
 
     def tree(config: VisionTransformerConfig, in_channels: int, height: int, width: int) -> Any:
@@ -42,12 +34,7 @@ def from_linen(
     return from_jax(
         lambda config, params, images: build(config).apply({"params": params}, images),
         name_map,
-        name=name,
-        version=version,
-        spec="vision-transformer",
-        dtype=dtype,
         tree=tree,
         channels_last=True,
-        supports=abilities.supports,
-        closest=abilities.closest,
+        **identity,
     )

@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_nnx
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.linen import from_linen
 from vitspec.testing.adapters.practical_maps_jax import D2L, NNX_TUTORIAL
 from vitspec.vision_transformer_config import VisionTransformerConfig
-
-BOTH = ("float32", "float64")
 
 FLAX_EPSILON = 1e-6
 
@@ -52,25 +50,14 @@ def nnx_tutorial() -> JaxAdapter:
         nnx_tutorial_module,
         NNX_TUTORIAL,
         name="nnx-tutorial",
-        version=installed_version("flax"),
-        spec="vision-transformer",
-        dtype=BOTH,
         channels_last=True,
-        supports=TUTORIAL_ABILITIES.supports,
-        closest=TUTORIAL_ABILITIES.closest,
+        **TUTORIAL_ABILITIES.identity("flax"),
     )
 
 
 def d2l() -> JaxAdapter:
     """D2L's `ViT`, in its edition for JAX."""
-    return from_linen(
-        d2l_module,
-        D2L,
-        D2L_ABILITIES,
-        name="d2l",
-        version=installed_version("flax"),
-        dtype=BOTH,
-    )
+    return from_linen(d2l_module, D2L, name="d2l", **D2L_ABILITIES.identity("flax"))
 
 
 def nnx_tutorial_module(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
@@ -24,15 +24,7 @@ from vitspec.vision_transformer_config import VisionTransformerConfig
 def _adapter(
     name: str, library: str, build: Any, name_map: NameMap, abilities: Abilities
 ) -> TorchAdapter:
-    return from_torch(
-        build,
-        name_map,
-        name=name,
-        version=installed_version(library),
-        spec="vision-transformer",
-        supports=abilities.supports,
-        closest=abilities.closest,
-    )
+    return from_torch(build, name_map, name=name, **abilities.identity(library))
 
 
 def _norm(config: VisionTransformerConfig) -> Any:
