@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,32 +10,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitfast import convert
-from vitfast.bench import pre_norm
-from vitfast.bench.cases import TRAIN_STEP, Case, Flat
+from vitfast.bench.cases import PRE_NORM_EPSILON, TRAIN_STEP, Case, Flat
 from vitfast.bench.peers.jax_model import JaxModel, peak, temp_bytes
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 
 def vitfast_model(case: Case, device: str, *, scan_layers: bool) -> Any:
-    """vitfast's `ViT`, or its operations put together as a pre-norm model."""
+    """vitfast's `ViT` or, pre-norm, its `VisionTransformer`."""
+    options: dict[str, Any] = {"scan_layers": scan_layers, "dtype": jnp.dtype(case.dtype)}
     if case.family == "pre-norm":
-        params = pre_norm.by_layer(case.config, case.parameters(), stacked=scan_layers)
-        call = partial(pre_norm.pre_norm_vit, case.config)
-        return JaxModel(case, call, params, pre_norm.to_flat, channels_last=True)
-    channels, height, width = case.image_shape
-    model = convert.from_flat(
-        case.config,
-        case.parameters(),
-        in_channels=channels,
-        height=height,
-        width=width,
-        scan_layers=scan_layers,
-        dtype=jnp.dtype(case.dtype),
-    )
+        model: Any = convert.from_flat(pre_norm_config(case), case.parameters(), **options)
+    else:
+        channels, height, width = case.image_shape
+        options |= {"in_channels": channels, "height": height, "width": width}
+        model = convert.from_flat(case.config, case.parameters(), **options)
     if TRAIN_STEP in case.passes:
         return VitfastTraining(case, model)
-    return JaxModel(
-        case, lambda model, images: model(images), model, convert.to_flat, channels_last=True
-    )
+
+    def logits(model: Any, images: jax.Array) -> Any:
+        outputs = model(images)
+        return outputs.logits if case.family == "pre-norm" else outputs
+
+    return JaxModel(case, logits, model, convert.to_flat, channels_last=True)
+
+
+def pre_norm_config(case: Case) -> VisionTransformerConfig:
+    """The same sizes in the practical family, whose defaults are what the table says."""
+    c, (channels, height, width) = case.config, case.image_shape
+    return VisionTransformerConfig(
+        image_h=height, image_w=width, in_channels=channels, patch_h=c.patch_h, patch_w=c.patch_w,
+        embed_dim=c.embed_dim, hidden_dim=c.hidden_dim, head_count=c.head_count,
+        num_layers=c.num_layers, num_classes=c.num_classes, layer_norm_eps=PRE_NORM_EPSILON,
+    )  # fmt: skip
 
 
 class VitfastTraining:
