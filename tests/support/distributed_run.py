@@ -1,4 +1,4 @@
-"""A short run of `fit` in float64; as a script, one process of several that make it together.
+"""The run of `noise_run` in float64; as a script, one process of several that make it together.
 
     python distributed_run.py RANK PROCESSES PORT DEVICES FOLDER
 
@@ -9,71 +9,21 @@ reads the checkpoint of a run in FOLDER/alone, as one process wrote it, onto all
 import json
 import sys
 from pathlib import Path
-from unittest import mock
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vitfast import from_flat
-from vitfast.data import Augmentation, ImageDataset
+from support import noise_run
 from vitfast.sharding import ViTSharding, make_mesh
-from vitfast.training import TrainConfig, fit
-from vitfast.training.reporting import RunDirectory
 from vitfast.training.run_checkpoints import RunCheckpoints
 from vitfast.training.run_checkpoints.leaves import named_leaves
 from vitfast.training.run_checkpoints.seal import read_seal
-from vitspec.models.vision_transformer_parameters import parameter_shapes
-from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
-
-MODEL = VisionTransformerConfig(
-    image_h=6,
-    image_w=8,
-    in_channels=1,
-    patch_h=3,
-    patch_w=2,
-    embed_dim=24,
-    hidden_dim=16,
-    head_count=3,
-    num_layers=2,
-    num_classes=4,
-    dropout=DropoutRates(embedding=0.2),
-)
-
-TRAINING = TrainConfig(
-    steps=6,
-    batch_size=16,
-    optimizer="sgd",
-    momentum=0.9,
-    learning_rate=0.1,
-    augmentation=Augmentation(crop_padding=1),
-    evaluate_every=0,
-    checkpoint_every=3,
-    log_every=1,
-)
-"""Not Adam, which divides the gradient of a key's bias, 0 but for rounding, by its own size."""
-
-
-def new_model(sharding):
-    """The model before the first step, on the mesh that is set."""
-    rng = np.random.default_rng(1)
-    flat = {name: rng.normal(0, 0.3, shape) for name, shape in parameter_shapes(MODEL).items()}
-    return from_flat(MODEL, flat, sharding=sharding)
-
-
-def dataset():
-    """Images of noise."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (60, 6, 8, 1), dtype=np.uint8)
-    labels = rng.integers(0, 4, 60)
-    return ImageDataset.from_arrays(images[:50], labels[:50], images[50:], labels[50:])
 
 
 def train(folder, sharding, **options):
-    """The run, or what is left of it; without pictures, which take longer than the training."""
-    model = new_model(sharding)
-    with mock.patch.object(RunDirectory, "finish"):
-        return fit(model, dataset(), TRAINING, run_directory=folder, quiet=True, **options)
+    """The run on the mesh that is set, or what is left of it."""
+    return noise_run.train(folder, "float64", sharding=sharding, **options)
 
 
 def read(checkpoints):

@@ -12,46 +12,15 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import jax
-import numpy as np
 import orbax.checkpoint  # noqa: F401 - once for all copies
 
-from vitfast import from_flat
-from vitfast.data import Augmentation, ImageDataset
-from vitfast.training import TrainConfig, fit
-from vitfast.training.reporting import RunDirectory
-from vitspec.models.vision_transformer_parameters import parameter_shapes
-from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
+from support import noise_run
 
-MODEL = VisionTransformerConfig(
-    image_h=6,
-    image_w=8,
-    in_channels=1,
-    patch_h=3,
-    patch_w=2,
-    embed_dim=12,
-    hidden_dim=10,
-    head_count=3,
-    num_layers=2,
-    num_classes=4,
-    dropout=DropoutRates(embedding=0.2),
-)
-
-TRAINING = TrainConfig(
-    steps=12,
-    batch_size=8,
-    optimizer="sgd",
-    momentum=0.9,
-    learning_rate=0.05,
-    augmentation=Augmentation(crop_padding=1),
-    evaluate_every=0,
-    checkpoint_every=3,
-    log_every=1,
-    keep=1,
-)
+TRAINING = replace(noise_run.TRAINING, steps=12, batch_size=8, keep=1)
 
 MOMENTS = {
     "a checkpoint is being written": [("os.mkdir", "checkpoints/6.orbax-checkpoint-tmp/state")],
@@ -59,20 +28,6 @@ MOMENTS = {
     "between checkpoints": [("step", "11")],
 }
 """What happens until then: calls to the system whose arguments have the text in them, or a step."""
-
-
-PARAMETERS = {
-    name: np.random.default_rng(i).normal(0, 0.3, shape).astype(np.float32)
-    for i, (name, shape) in enumerate(parameter_shapes(MODEL).items())
-}
-
-
-def dataset():
-    """Images of noise, which no model learns but by heart."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (54, 6, 8, 1), dtype=np.uint8)
-    labels = rng.integers(0, 4, 54)
-    return ImageDataset.from_arrays(images[:44], labels[:44], images[44:], labels[44:])
 
 
 def run(folder, moment):
@@ -86,15 +41,7 @@ def run(folder, moment):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(lambda name, arguments: happens(name, *arguments))
-    with mock.patch.object(RunDirectory, "finish"):  # pictures take longer than the training
-        fit(
-            from_flat(MODEL, PARAMETERS),
-            dataset(),
-            TRAINING,
-            run_directory=folder,
-            on_step=lambda step, _: happens("step", step),
-            quiet=True,
-        )
+    noise_run.train(folder, "float32", TRAINING, on_step=lambda step, _: happens("step", step))
 
 
 def in_a_copy(folder, moment):
