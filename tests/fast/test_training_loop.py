@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 
 import jax
@@ -14,6 +15,7 @@ from support.compare import assert_close
 from vitfast import TrainConfig, VisionTransformer, ViT, fit, to_flat
 from vitfast.cli import app
 from vitfast.data import Augmentation, ImageDataset
+from vitfast.training.interruption import Interrupted
 from vitfast.training.loop import NotFinite
 from vitspec import ViTConfig
 from vitspec.errors import NotWellFormed
@@ -90,7 +92,7 @@ def test_a_run_learns_and_says_what_came_of_it(undisturbed, dataset, model):
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(undisturbed, dataset, model):
-    """Stopped between checkpoints, in the middle of an epoch; and again, when it is done."""
+    """Stopped between checkpoints, in the middle of an epoch; by Ctrl-C, which saves; when done."""
     folder, expected = undisturbed
 
     def stop(step, figures):
@@ -101,11 +103,23 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(undisturbed, dataset, m
     with pytest.raises(StopError):
         fit(model, dataset, TRAINING, run_directory=again, quiet=True, on_step=stop)
     steps = []
+
+    def press(step, figures):
+        steps.append(step)
+        if step == 19:
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="after step 20 of 24") as caught:
+        fit(model, dataset, TRAINING, run_directory=again, quiet=True, on_step=press,
+            stop_on_signals=True)  # fmt: skip
+    assert caught.value.signal == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is handler
     result = fit(
         model, dataset, TRAINING, run_directory=again, quiet=True,
         on_step=lambda step, figures: steps.append(step),
     )  # fmt: skip
-    assert steps == list(range(13, 25))  # from the checkpoint of step 12
+    assert steps == list(range(13, 25))  # from the checkpoint of step 12, then from that of 20
 
     def without_speed(history):
         return [{n: v for n, v in one.items() if n != "images_per_second"} for one in history]

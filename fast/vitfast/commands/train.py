@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
 
 from vitspec.commands.common import BROKEN, MISMATCH, USAGE, console, fail
+
+SIGNALLED = 128
+"""To which a shell adds the number of the signal that has ended a process."""
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -203,10 +207,10 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a model; the same command again goes on where it was.
+    """Train a model; the same command again goes on where it was, also after Ctrl-C.
 
     Exit codes: 0 done; 1 the loss was not finite, or --check-gradients found a departure; 2 wrong
-    usage; 3 could not be run.
+    usage; 3 could not be run; 130 or 143 stopped by Ctrl-C or SIGTERM.
     """
     given = dict(locals())
     if dtype not in DTYPES:
@@ -241,8 +245,8 @@ def _plan(given: dict[str, Any]) -> tuple[Any, Any, Path]:
     values |= {n: given[n] for n in names if given.get(n) is not None}
     if given["steps"] is not None and given["epochs"] is None:
         values["epochs"] = None
-        if given["warmup_steps"] is None:  # the recipe's is meant for many steps
-            values["warmup_steps"] = min(values.get("warmup_steps", 0), given["steps"] // 10)
+        if given["warmup_steps"] is None:
+            values["warmup_steps"] = min(values.get("warmup_steps", 0), given["steps"])
     if given["optimizer"] == "sgd" and found.training.get("optimizer") != "sgd":
         values["weight_decay"] = given["weight_decay"] or 0.0
     augmentation = {} if given["from_"] else dict(found.augmentation)
@@ -261,10 +265,14 @@ def _run(given: dict[str, Any], dataset: Any, recipe: Any, config: Any, folder: 
     """Make the model, train it, and say what came of it."""
     from vitfast.training import fit
 
+    if given["warmup_steps"] is None:  # the recipe's is meant for many steps
+        steps = config.total_steps(len(dataset.train))
+        config = replace(config, warmup_steps=min(config.warmup_steps, steps // 5))
     model, processor, about = _model(given, dataset, recipe, config)
     result = fit(
         model, dataset, config, run_directory=folder, resume_from=given["resume_from"],
         export=given["export"], processor=processor, quiet=given["quiet"], about=about,
+        stop_on_signals=True,
     )  # fmt: skip
     import jax
 
@@ -381,6 +389,7 @@ def _said_in_one_line(*, checks: bool) -> Iterator[None]:
     from vitfast.data import DatasetError
     from vitfast.images import InvalidImage
     from vitfast.sharding import MeshDoesNotDivide
+    from vitfast.training.interruption import Interrupted
     from vitfast.training.loop import NotFinite
     from vitfast.training.reporting import ReportFailed, RunRefused
     from vitfast.training.run_checkpoints import RunCheckpointError
@@ -391,6 +400,10 @@ def _said_in_one_line(*, checks: bool) -> Iterator[None]:
         yield
     except NotFinite as error:
         fail(MISMATCH, str(error))
+    except Interrupted as error:
+        fail(SIGNALLED + error.signal, str(error))
+    except KeyboardInterrupt:
+        fail(SIGNALLED + SIGINT, "stopped; the same command goes on from the last checkpoint")
     except departs as error:
         console.print(error.report.table())
         fail(MISMATCH, str(error))

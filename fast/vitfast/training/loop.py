@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from vitfast.training.evaluation import Evaluation, make_evaluate
 from vitfast.training.export import export as write_export
 from vitfast.training.export import export_problem
 from vitfast.training.feeding import feed, rows_of_process
+from vitfast.training.interruption import Interrupted, Request, noted_signals
 from vitfast.training.optimizers import make_optimizer, make_schedule
 from vitfast.training.preparation import processor_for, require_trainable, to_splits
 from vitfast.training.recording import Recorder
@@ -80,6 +81,7 @@ def fit(
     on_step: OnStep | None = None,
     quiet: bool = False,
     about: Mapping[str, Any] | None = None,
+    stop_on_signals: bool = False,
 ) -> Result:
     """Train a model on a dataset.
 
@@ -102,11 +104,14 @@ def fit(
         quiet: whether nothing is shown.
         about: what else the result follows from, as the checkpoint that the model is from: it is
             noted, and a run that is resumed must have the same.
+        stop_on_signals: whether SIGINT (Ctrl-C) and SIGTERM end the run after the step that it is
+            at, with a checkpoint from which it goes on; in a single process only.
 
     Raises:
         NotWellFormed: the model, dataset and configuration do not fit; every fault is listed.
         RunRefused: the directory is another run's.
         NotFinite: the loss or a parameter is no number; the last checkpoint is intact.
+        Interrupted: a signal has ended it.
         GradientDeparts: the gradient is not the specification's.
         CheckpointDamaged, CheckpointFailed, ReportFailed: files cannot be read or written.
     """
@@ -121,7 +126,8 @@ def fit(
         recorder = Recorder(stack, config, directory, quiet=quiet)
         run = _Run(model, dataset, config, processor, recorder, stack)
         run.restore(resume_from)
-        run.train(on_step)
+        with noted_signals(stop_on_signals) as request:
+            run.train(on_step, request)
         return run.finish(export)
 
 
@@ -217,9 +223,22 @@ class _Run:
             if self.best is not None:
                 self.best.go_on(progress["best"])
         self.recorder.begin(self.steps, self.batches.steps_per_epoch, self.done)
+        if self.done < self.steps:
+            self.recorder.line(self._what_follows())
 
-    def train(self, on_step: OnStep | None) -> None:
-        """Make the steps that are left."""
+    def _what_follows(self) -> str:
+        """What is trained on what, for whoever has to wait for it."""
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.model))
+        watched = f"{len(self.splits.watched):,} {self.splits.watched_name}"
+        return (
+            f"{parameters:,} parameters in {self.state.model.dtype}, "
+            f"{len(self.splits.train):,} training and {watched} images of "
+            f"{' x '.join(map(str, self.state.model.image_shape))}, {self.steps:,} steps of "
+            f"{self.config.batch_size}; the first compiles"
+        )
+
+    def train(self, on_step: OnStep | None, request: Request) -> None:
+        """Make the steps that are left, unless a signal asks for an end."""
         c, pending = self.config, None
         checker = self._gradient_checker()
         while self.done < self.steps and not self.stopped:
@@ -238,6 +257,10 @@ class _Run:
                 self._settle(*pending, on_step)
                 pending = None
                 self._evaluate_and_save()
+            if request.signal is not None and self.done < self.steps:
+                if pending is not None:
+                    self._settle(*pending, on_step)
+                self._leave(request.signal)
 
     def finish(self, export: Any) -> Result:
         """Evaluate the model that is the result, and write what is to be written."""
@@ -315,13 +338,29 @@ class _Run:
 
     def _evaluate_and_save(self) -> None:
         """What is due after this step, whose loss is known to be finite."""
-        if not _all_finite(self.state.model):
-            raise self._not_finite(self.done, "the update has made parameters that are not finite")
+        self._require_finite()
         if self._due(self.config.evaluate_every):
             self._watch()
-        if self.checkpoints is None or not (
-            self.stopped or self._due(self.config.checkpoint_every)
-        ):
+        if self.stopped or self._due(self.config.checkpoint_every):
+            self._save()
+
+    def _require_finite(self) -> None:
+        if not _all_finite(self.state.model):
+            raise self._not_finite(self.done, "the update has made parameters that are not finite")
+
+    def _leave(self, signal: int) -> NoReturn:
+        """Save this step's state, whose loss is known to be finite, and say where it goes on."""
+        self._require_finite()
+        self._save()
+        said = "nothing was saved: there is no run directory"
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+            said = "the same again goes on there"
+        raise Interrupted(f"stopped after step {self.done} of {self.steps}; {said}", signal)
+
+    def _save(self) -> None:
+        """Save the state, if there is a place for it."""
+        if self.checkpoints is None:
             return
         progress = {"data": self.batches.get_state(), "stopped": self.stopped}
         if self.best is not None:
