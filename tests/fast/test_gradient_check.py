@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 from support.meshes import LAYOUTS
-from vitfast import BlockFactors, Factors, from_flat, ops, shard_images
+from vitfast import BlockFactors, Factors, from_flat, ops, shard_images, to_flat
 from vitfast.dropout_factors import dropout_factors
 from vitfast.implementation import compiled
 from vitfast.training import steps
 from vitfast.training.gradient_check import GradientCheck, GradientDeparts, checking, naming
 from vitfast.training.gradient_check.examples import Example, exact_factors
-from vitfast.training.gradient_check.reference import Exact, Reference
+from vitfast.training.gradient_check.reference import Exact, Reference, masked_pixels
+from vitfast.training.loop import NotFinite
 from vitfast.training.objectives import Classification, MaskedImageModelling
 from vitspec.models.conditions import Conditions
 from vitspec.models.vision_transformer import VisionTransformer as Spec
 from vitspec.testing.catalogue import deviation, deviations_of
-from vitspec.testing.checks import kink_margin
+from vitspec.testing.checks import CASE_RUNS, kink_margin
 from vitspec.testing.diagnose.points import PRACTICAL_CASES
 from vitspec.testing.diagnose.search import Candidate, mistaken
 from vitspec.testing.precision import PRECISIONS
@@ -232,6 +233,7 @@ def test_an_operation_whose_backward_is_wrong_stops_training(tmp_path, monkeypat
     with wrong_layer_norm_backward(), pytest.raises(GradientDeparts) as caught:
         check.check(0, model, batch, key)
     report = caught.value.report
+    assert (report.precision, report.runs) == ("float32", CASE_RUNS)
     wrong = {grade.tensor for grade in report.departing}
     assert wrong == {name for name in model.parameter_shapes() if name.endswith("_beta")}
     assert "gradient check at step 0: 5 of" in str(caught.value)
@@ -253,6 +255,8 @@ def assert_conforms(
         report = check.check(seed, model, batch, key(seed))
         assert report.conforms
         assert report.grades[0].ratio > 0
+        # Spread over the batch, and other images at each step.
+        assert (report.rows, report.precision) == ((seed, (seed + 4) % 8), model.dtype.name)
         assert report.loss == pytest.approx(report.expected_loss, rel=0.1)
     return report
 
@@ -287,8 +291,63 @@ def test_a_correct_sharded_step_is_never_rejected():
         assert_conforms(2, Classification(), place=place, **own)
 
 
+def test_relu_is_kept_away_from_zero_in_every_block():
+    """By the biases, which the step's program gets as well."""
+    config = replace(STILL, activation="relu")
+    check = checking.GradientCheck(config, Classification(), images=8)
+    given = model_of(0, config)
+    _, examples, (model, _) = check._point(0, given, batch_of(0), key_of(0), tuple(range(8)))
+    margin = kink_margin(PRECISIONS["float32"])
+
+    def nearest_to_zero(model):
+        flat = {name: leaf.astype(np.float64) for name, leaf in to_flat(model).items()}
+        traces = [Spec.from_flat(config, flat).trace(one.image) for one in examples]
+        return [min(np.abs(trace.layers[i].ffn.hidden).min() for trace in traces) for i in range(2)]
+
+    assert max(nearest_to_zero(given)) < 0.9 * margin
+    assert min(nearest_to_zero(model)) > 0.99 * margin
+
+
+def test_masked_pixels_are_kept_away_from_their_reconstruction():
+    """In the images that the step's program gets; pixels that are seen stay as they are."""
+    images, labels = batch_of(0)
+    check = checking.GradientCheck(STILL, MaskedImageModelling(0.5))
+    model, margin = model_of(0, STILL), kink_margin(PRECISIONS["float32"])
+
+    def error(images):
+        """Of the pixels of image 3 after the check's preparation, and which are masked."""
+        _, (example,), (_, batch) = check._point(3, model, (images, labels), key_of(0), (3,))
+        flat = {name: leaf.astype(np.float64) for name, leaf in to_flat(model).items()}
+        made = Spec.from_flat(STILL, flat).forward(example.image, example.conditions)
+        masked = masked_pixels(STILL, example.conditions.masked_patches)
+        return batch[0], (batch[0][3] - made.reconstruction.transpose(1, 2, 0)), masked
+
+    _, before, masked = error(images)
+    near = images.copy()
+    near[3] -= before  # all are as they are reconstructed
+    near[3][~masked] = images[3][~masked]  # but for those that the reconstruction is made of
+    moved, after, _ = error(near)
+    assert np.abs(after[masked]).min() > 0.99 * margin
+    assert np.abs(moved[3] - near[3])[masked].max() < 5 * margin
+    moved[3][masked] = near[3][masked]
+    assert np.array_equal(moved, near)
+
+
+def test_parameters_that_are_no_numbers_are_said_as_such():
+    flat = to_flat(model_of(0, STILL))
+    flat["head.bias"] = flat["head.bias"] * np.nan
+    check = checking.GradientCheck(STILL, Classification())
+    with pytest.raises(NotFinite, match=r"step 7: NaN or infinity in 1 .* head\.bias"):
+        check.check(7, from_flat(STILL, flat), batch_of(0), key_of(0))
+
+
 def test_what_cannot_be_checked_is_refused(without_type_checks):
     """Before any work, in one line."""
+    with pytest.raises(ValueError, match="at most 8, the batch, got 9"):
+        GradientCheck(STILL, Classification(), images=9).check(
+            0, model_of(0, STILL), batch_of(0), key_of(0)
+        )
+    assert "vision_transformer_bfloat16," in naming.advice("bfloat16")
     with pytest.raises(TypeError, match="expected the configuration of a VisionTransformer"):
         GradientCheck("vit", Classification())
     with pytest.raises(ValueError, match="at least 1 image"):
