@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
 
-from vitfast.sharding import ShardingSpec, axes_of, on_mesh, place
+from vitfast.random_bits import kept
+from vitfast.sharding import ShardingSpec, axes_of, place
 from vitspec.errors import InvalidArray
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -85,9 +85,7 @@ def draw(key: jax.Array, rate: Any, shape: tuple[int, ...], axes: Any, dtype: An
 
     They do not depend on the mesh.
     """
-    where: dict[str, Any] = {"out_sharding": PartitionSpec(*axes)} if on_mesh() else {}
-    keep = jax.random.bernoulli(key, 1 - rate, shape, **where)
-    return keep * jnp.asarray(1 / (1 - rate), dtype)
+    return kept(key, 1 - rate, shape, axes) * jnp.asarray(1 / (1 - rate), dtype)
 
 
 def drop(x: jax.Array, factors: Any, key: Any, rate: float) -> jax.Array:

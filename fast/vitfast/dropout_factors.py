@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from vitfast.conditions import BlockFactors, Conditions, Factors, draw, key_of, keys, settings
-from vitfast.sharding import NoSharding, on_mesh
+from vitfast.random_bits import kept
+from vitfast.sharding import NoSharding
 from vitfast.vision_transformer import VisionTransformer
 
 
@@ -99,8 +99,7 @@ def _of_block(
         if whole_branch is None:
             return own
         keep, size = whole_branch
-        where: Any = {"out_sharding": PartitionSpec()} if on_mesh() else {}
-        whole = size * jax.random.bernoulli(of_branch, keep, (batch, 1, 1), **where)[rows]
+        whole = size * kept(of_branch, keep, (batch, 1, 1), ())[rows]
         return whole if own is None else own * whole
 
     return BlockFactors(

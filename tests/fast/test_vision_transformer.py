@@ -43,6 +43,7 @@ from vitfast import (
 )
 from vitfast.conditions import draw, key_of
 from vitfast.implementation import compiled
+from vitfast.random_bits import kept, random_bits
 from vitfast.training import logits_of, make_train_step
 from vitspec import InvalidArray, NotWellFormed
 from vitspec.models.vision_transformer import VisionTransformer as Spec
@@ -358,6 +359,16 @@ def test_factors_are_0_or_keep_the_expectation():
         kept = factors != 0
         np.testing.assert_allclose(factors[kept], 1 / (1 - rate), rtol=1e-6)
         assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
+
+
+def test_what_dropout_keeps_is_what_jax_s_bernoulli_keeps():
+    """Bit for bit, though it is computed in another way on a CPU."""
+    key, shape = jax.random.key(int(np.random.default_rng().integers(2**31))), (3, 37, 41)
+    np.testing.assert_array_equal(random_bits(key, shape), jax.random.bits(key, shape))
+    for p in (1e-7, 0.1, 0.5, 0.9, 1.0):
+        expected = jax.random.bernoulli(key, np.float32(p), shape)
+        np.testing.assert_array_equal(kept(key, p, shape, ()), expected)
+        np.testing.assert_array_equal(kept(key, jnp.float32(p), shape, ()), expected)
 
 
 def test_stochastic_depth_leaves_out_whole_branches_of_single_images(plain_point):
