@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
 from pathlib import Path
 from signal import SIGINT
 from typing import Annotated, Any
@@ -218,57 +217,24 @@ def train(
     with _said_in_one_line(checks=check_gradients > 0):
         _join_processes(coordinator, processes, process, distributed, dtype)
         from vitfast.data import load_dataset
+        from vitfast.training.options import config_of, recipe_of
 
-        plan = _plan(given)
+        try:
+            recipe = recipe_of(given)
+        except ValueError as error:
+            fail(USAGE, str(error))
+        config = config_of(given, recipe)
         with _mesh(fsdp, tensor_parallel):
-            _run(given, load_dataset(data), *plan)
+            _run(given, recipe, config, load_dataset(data))
 
 
-def _plan(given: dict[str, Any]) -> tuple[Any, Any, Path]:
-    """The model's recipe, how it is trained, and where; refused if anything is wrong with it."""
-    from vitfast.data import Augmentation
-    from vitfast.training import TrainConfig, recipes
-    from vitspec.errors import NotWellFormed
-
-    data = Path(given["data"]).name
-    name = given["preset"] or recipes.default_recipe(data)
-    try:
-        if given["from_"] is not None and given["preset"] is not None:
-            raise ValueError("--preset: a checkpoint (--from) has a configuration of its own")
-        found = recipes.recipe(",".join((name, *(given["set_"] or ()))))
-        if given["image_size"] is not None:
-            parse_size(given["image_size"])
-    except ValueError as error:
-        fail(USAGE, str(error))
-    values = dict(recipes.FINE_TUNING if given["from_"] else found.training)
-    names = {one.name for one in fields(TrainConfig)} - {"augmentation"}
-    values |= {n: given[n] for n in names if given.get(n) is not None}
-    if given["steps"] is not None and given["epochs"] is None:
-        values["epochs"] = None
-        if given["warmup_steps"] is None:
-            values["warmup_steps"] = min(values.get("warmup_steps", 0), given["steps"])
-    if given["optimizer"] == "sgd" and found.training.get("optimizer") != "sgd":
-        values["weight_decay"] = given["weight_decay"] or 0.0
-    augmentation = {} if given["from_"] else dict(found.augmentation)
-    wanted = {n: given[n] for n in ("crop_padding", "horizontal_flip") if given[n] is not None}
-    if augmentation | wanted:
-        values["augmentation"] = Augmentation(**augmentation | wanted)
-    config = TrainConfig(**values)
-    if problems := config.problems():
-        raise NotWellFormed("training", problems)
-    start = Path(given["from_"]).name if given["from_"] else name.split(",")[0]
-    folder = given["run_directory"] or Path("runs") / f"{data}-{start}"
-    return found, config, folder
-
-
-def _run(given: dict[str, Any], dataset: Any, recipe: Any, config: Any, folder: Path) -> None:
+def _run(given: dict[str, Any], recipe: Any, config: Any, dataset: Any) -> None:
     """Make the model, train it, and say what came of it."""
     from vitfast.training import fit
+    from vitfast.training.options import model_of, run_directory_of, warmed_up
 
-    if given["warmup_steps"] is None:  # the recipe's is meant for many steps
-        steps = config.total_steps(len(dataset.train))
-        config = replace(config, warmup_steps=min(config.warmup_steps, steps // 5))
-    model, processor, about = _model(given, dataset, recipe, config)
+    config, folder = warmed_up(config, given, len(dataset.train)), run_directory_of(given)
+    model, processor, about = model_of(given, recipe, config, dataset)
     result = fit(
         model, dataset, config, run_directory=folder, resume_from=given["resume_from"],
         export=given["export"], processor=processor, quiet=given["quiet"], about=about,
@@ -287,52 +253,6 @@ def _run(given: dict[str, Any], dataset: Any, recipe: Any, config: Any, folder: 
             "vitfast inspect" if result.test_accuracy is None else "vitfast classify IMAGE --model"
         )
         console.print(f"{use} {result.exported}", highlight=False, soft_wrap=True)
-
-
-def _model(
-    given: dict[str, Any], dataset: Any, recipe: Any, config: Any
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The model, its image processor if it has its own, and what the run directory notes of it."""
-    from vitfast.training import starting
-    from vitspec.testing.practical_config import changed
-
-    size = None if given["image_size"] is None else parse_size(given["image_size"])
-    wide = given["dtype"] == "float64"
-    options: dict[str, Any] = {
-        "param_dtype": "float64" if wide else "float32",
-        "dtype": None if given["dtype"] in ("float32", "float64") else given["dtype"],
-        "sharding": _sharding(given["tensor_parallel"]),
-        "use_gradient_checkpointing": given["remat"],
-    }
-    wanted: dict[str, Any] = {
-        "classes": len(dataset.class_names),
-        "image_size": size,
-        "masked": config.objective != "classification",
-    }
-    if given["from_"] is not None:
-        if given["set_"]:
-            fail(USAGE, "--set: a checkpoint (--from) has a configuration of its own")
-        model = starting.from_checkpoint(given["from_"], seed=config.seed, **wanted, **options)
-        processor = starting.processor_of_checkpoint(given["from_"], model.config)
-        return model, processor, {"initial_checkpoint": given["from_"]}
-    fitted = starting.adapted(recipe.model, channels=dataset.channels, **wanted)
-    # What the user has asked for is said last: mask_token=true of a classifier, say.
-    fitted = changed(fitted, given["set_"] or [])
-    scale = recipe.position_scale
-    model = starting.fresh(fitted, seed=config.seed, position_scale=scale, **options)
-    return model, None, {"position_scale": scale}
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width.
-
-    >>> parse_size("96"), parse_size("32,48")
-    ((96, 96), (32, 48))
-    """
-    parts = text.split(",")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(f"--image-size {text}: expected HEIGHT,WIDTH or one number, in pixels")
-    return int(parts[0]), int(parts[-1])
 
 
 def _join_processes(
@@ -372,14 +292,6 @@ def _mesh(fsdp: int, tensor_parallel: int) -> Any:
     if devices == 1:
         return nullcontext()
     return jax.set_mesh(make_mesh(data=-1, fsdp=fsdp, model=tensor_parallel))
-
-
-def _sharding(tensor_parallel: int) -> Any:
-    from vitfast.sharding import NoSharding, ViTSharding, ViTTensorParallelSharding, on_mesh
-
-    if not on_mesh():
-        return NoSharding()
-    return ViTTensorParallelSharding() if tensor_parallel > 1 else ViTSharding()
 
 
 @contextmanager
