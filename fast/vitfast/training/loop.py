@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitfast.training.best import Best
 from vitfast.training.config import TrainConfig
 from vitfast.training.evaluation import Evaluation, make_evaluate
 from vitfast.training.export import export as write_export
@@ -28,8 +27,15 @@ from vitfast.training.export import export_problem
 from vitfast.training.feeding import feed, rows_of_process
 from vitfast.training.interruption import Interrupted, Request, noted_signals
 from vitfast.training.optimizers import make_optimizer, make_schedule
-from vitfast.training.preparation import processor_for, require_trainable, to_splits
+from vitfast.training.preparation import (
+    open_directory,
+    processor_for,
+    require_trainable,
+    to_splits,
+    what_follows,
+)
 from vitfast.training.recording import Recorder
+from vitfast.training.saving import Saves
 from vitfast.training.state import new_state, step_key
 from vitfast.training.steps import make_update
 from vitspec.errors import NotWellFormed
@@ -122,33 +128,15 @@ def fit(
     with ExitStack() as stack:
         directory = None
         if run_directory is not None:
-            directory = _open(run_directory, resume, model, dataset, config, processor, about)
+            directory = open_directory(
+                run_directory, resume, model, dataset, config, processor, about
+            )
         recorder = Recorder(stack, config, directory, quiet=quiet)
         run = _Run(model, dataset, config, processor, recorder, stack)
         run.restore(resume_from)
         with noted_signals(stop_on_signals) as request:
             run.train(on_step, request)
         return run.finish(export)
-
-
-def _open(
-    path: Any,
-    resume: bool,
-    model: Any,
-    dataset: Any,
-    config: TrainConfig,
-    processor: Any,
-    about: Mapping[str, Any] | None,
-) -> Any:
-    """The directory of the run."""
-    from vitfast.training.reporting import RunDirectory, describe_run
-
-    types = {"dtype": str(model.dtype), "param_dtype": str(model.param_dtype)}
-    described = describe_run(
-        config, model.config, dataset, processor=processor.to_dict(), **types, **(about or {})
-    )
-    make = RunDirectory.create_or_open if resume else RunDirectory.create
-    return make(path, described, writes=jax.process_index() == 0)
 
 
 class _Run:
@@ -186,7 +174,7 @@ class _Run:
         stack.callback(self.batches.close)
         self.evaluation_batches = evaluation_batches
         self.steps = config.total_steps(len(self.splits.train))
-        self._checkpoints(stack)
+        self.saves = Saves(stack, config, recorder)
         schedule = make_schedule(config, self.steps)
         optimizer = make_optimizer(config, schedule)
         self.state = new_state(model, optimizer, config.seed)
@@ -197,45 +185,16 @@ class _Run:
         self.done, self.stopped = 0, False
         self.last: tuple[tuple[int, str], Evaluation] | None = None
 
-    def _checkpoints(self, stack: ExitStack) -> None:
-        """Where states are kept, if there is a directory; and the best one."""
-        config, directory = self.config, self.recorder.directory
-        self.checkpoints: Any = None
-        of_best = None
-        keeps_best = config.patience is not None or config.validation_fraction > 0
-        if directory is not None:
-            from vitfast.training.run_checkpoints import RunCheckpoints
-
-            self.checkpoints = stack.enter_context(
-                RunCheckpoints(directory.checkpoints, keep=config.keep)
-            )
-            if keeps_best:
-                of_best = stack.enter_context(RunCheckpoints(directory.path / "best", keep=1))
-        self.best = Best(of_best, config.patience) if keeps_best else None
-
     def restore(self, step: int | None) -> None:
         """Go on where the run was, if it was anywhere."""
-        found = None if self.checkpoints is None else self.checkpoints.restore(self.state, step)
+        found = self.saves.restore(self.state, step)
         if found is not None:
             self.state, progress = found
             self.done, self.stopped = int(self.state.step), progress["stopped"]
             self.batches.set_state(progress["data"])
-            if self.best is not None:
-                self.best.go_on(progress["best"])
         self.recorder.begin(self.steps, self.batches.steps_per_epoch, self.done)
         if self.done < self.steps:
-            self.recorder.line(self._what_follows())
-
-    def _what_follows(self) -> str:
-        """What is trained on what, for whoever has to wait for it."""
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.model))
-        watched = f"{len(self.splits.watched):,} {self.splits.watched_name}"
-        return (
-            f"{parameters:,} parameters in {self.state.model.dtype}, "
-            f"{len(self.splits.train):,} training and {watched} images of "
-            f"{' x '.join(map(str, self.state.model.image_shape))}, {self.steps:,} steps of "
-            f"{self.config.batch_size}; the first compiles"
-        )
+            self.recorder.line(what_follows(self.state.model, self.splits, self.config, self.steps))
 
     def train(self, on_step: OnStep | None, request: Request) -> None:
         """Make the steps that are left, unless a signal asks for an end."""
@@ -264,12 +223,10 @@ class _Run:
 
     def finish(self, export: Any) -> Result:
         """Evaluate the model that is the result, and write what is to be written."""
-        model, step = self.state.model, self.done
-        if self.checkpoints is not None:
-            with self.recorder.pause("saving"):
-                self.checkpoints.wait()
-        if self.best is not None:
-            model, step = self.best.model(self.state, self.done)
+        model, step, best = self.state.model, self.done, self.saves.best
+        self.saves.wait()
+        if best is not None:
+            model, step = best.model(self.state, self.done)
         found = self._evaluation(model, step, self.splits.test, "test")
         exported = self._export(model, export)
         self.recorder.finish(found.confusion, self.dataset.class_names, self.dataset.name)
@@ -298,16 +255,13 @@ class _Run:
         for name, said in (("loss", "loss"), ("grad_norm", "gradient's norm")):
             if not math.isfinite(values[name]):
                 raise self._not_finite(step, f"the {said} is {values[name]}")
-        if self.checkpoints is not None:
-            self.checkpoints.check()
+        self.saves.check()
         self.recorder.step(step, values)
         if on_step is not None:
             on_step(step, values)
 
     def _not_finite(self, step: int, what: str) -> NotFinite:
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-        kept = () if self.checkpoints is None else self.checkpoints.steps()
+        kept = self.saves.wait()
         last = f"the checkpoint of step {kept[-1]} is intact" if kept else "nothing was saved"
         return NotFinite(
             f"step {step}: {what}; {last}; try a lower learning_rate, a clip_norm or warmup_steps, "
@@ -352,33 +306,26 @@ class _Run:
         """Save this step's state, whose loss is known to be finite, and say where it goes on."""
         self._require_finite()
         self._save()
-        said = "nothing was saved: there is no run directory"
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-            said = "the same again goes on there"
+        said = "the same again goes on there"
+        if not self.saves.wait():
+            said = "nothing was saved: there is no run directory"
         raise Interrupted(f"stopped after step {self.done} of {self.steps}; {said}", signal)
 
     def _save(self) -> None:
-        """Save the state, if there is a place for it."""
-        if self.checkpoints is None:
-            return
         progress = {"data": self.batches.get_state(), "stopped": self.stopped}
-        if self.best is not None:
-            progress["best"] = self.best.progress()
-        with self.recorder.pause("saving"):
-            self.checkpoints.save(self.done, self.state, progress)
+        self.saves.save(self.done, self.state, progress)
 
     def _watch(self) -> None:
         """Evaluate on the watched images; is it the best so far, and is it time to stop?"""
-        name = self.splits.watched_name
+        name, best = self.splits.watched_name, self.saves.best
         found = self._evaluation(self.state.model, self.done, self.splits.watched, name)
-        if self.best is None or not self.best.look(self.done, self.state, found.score):
+        if best is None or not best.look(self.done, self.state, found.score):
             return
         self.stopped = self.done < self.steps
         if self.stopped:
             self.recorder.line(
-                f"stopped after step {self.done}: none of the last {self.best.waited} evaluations "
-                f"was better than that of step {self.best.step}"
+                f"stopped after step {self.done}: none of the last {best.waited} evaluations "
+                f"was better than that of step {best.step}"
             )
 
     def _evaluation(self, model: Any, step: int, split: Any, name: str) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -102,3 +103,38 @@ def processor_for(model: Any, dataset: Any) -> Any:
     height, width, channels = model.image_shape
     sizes = VisionTransformerConfig(image_h=height, image_w=width, in_channels=channels)
     return dataset_processor(sizes, dataset)
+
+
+def open_directory(
+    path: Any,
+    resume: bool,
+    model: Any,
+    dataset: Any,
+    config: TrainConfig,
+    processor: Any,
+    about: Mapping[str, Any] | None,
+) -> Any:
+    """The `RunDirectory` of the run, which says what the run is.
+
+    Raises:
+        RunRefused: it is another run's, or there already, and the run does not resume.
+    """
+    from vitfast.training.reporting import RunDirectory, describe_run
+
+    types = {"dtype": str(model.dtype), "param_dtype": str(model.param_dtype)}
+    described = describe_run(
+        config, model.config, dataset, processor=processor.to_dict(), **types, **(about or {})
+    )
+    make = RunDirectory.create_or_open if resume else RunDirectory.create
+    return make(path, described, writes=jax.process_index() == 0)
+
+
+def what_follows(model: Any, splits: Splits, config: TrainConfig, steps: int) -> str:
+    """What is trained on what, for whoever has to wait for it."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
+    return (
+        f"{parameters:,} parameters in {model.dtype}, {len(splits.train):,} training and "
+        f"{len(splits.watched):,} {splits.watched_name} images of "
+        f"{' x '.join(map(str, model.image_shape))}, {steps:,} steps of {config.batch_size}; "
+        "the first compiles"
+    )
