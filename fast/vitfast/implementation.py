@@ -34,7 +34,6 @@ from jaxtyping import Float
 import vitspec
 from vitfast.attention import KNOWN_IMPLEMENTATIONS, PlainAttention, make_tokamax_attention
 from vitfast.convert import Flat, fill, scalar_type, to_flat
-from vitfast.training import logits_of
 from vitfast.vision_transformer import VisionTransformer
 from vitfast.vit import ViT
 from vitspec.config import ViTConfig
@@ -88,6 +87,10 @@ class VitFast:
         if self.spec != "vision-transformer" or config.num_classes > 0:
             return None
         return "the model has no classifier (num_classes is 0)"
+
+    def supports_size(self, config: Config, height: int, width: int) -> str | None:
+        """None: a `VisionTransformer` interpolates its positions for any size."""
+        return None
 
     def forward(
         self, config: Config, params: Mapping[str, Any], images: Float[np.ndarray, "B C H W"]
@@ -188,8 +191,11 @@ def __getattr__(name: str) -> VitFast:
 
 
 def just_logits(model: ViT | VisionTransformer, images: Any) -> Any:
-    """The logits of images (B, H, W, C)."""
-    return logits_of(model, images)
+    """The logits of images (B, H, W, C), with interpolated positions for another size."""
+    if not isinstance(model, VisionTransformer):
+        return model(images)
+    own = model.config.image_h, model.config.image_w
+    return model(images, interpolate_positions=images.shape[1:3] != own).logits
 
 
 def logits_and_vjp(model: ViT | VisionTransformer, images: Any, cotangent: Any) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from vitspec import Conditions, ViTConfig, scalars
+from vitspec import ViTConfig, scalars
 from vitspec.cli import app
 from vitspec.errors import InvalidParameters
 from vitspec.layers.gelu import ACTIVATIONS
@@ -35,8 +35,9 @@ from vitspec.testing.catalogue import (
     KINDS as KINDS_OF_MISTAKES,
 )
 from vitspec.testing.catalogue.entries import _SHARED, PRACTICAL_GROUPS
-from vitspec.testing.catalogue.practical_gradients import CONDITIONAL
-from vitspec.testing.diagnose import diagnose
+from vitspec.testing.catalogue.practical_gradients import DECODER, INTERPOLATION
+from vitspec.testing.diagnose import diagnose, points
+from vitspec.testing.diagnose.search import Search
 from vitspec.testing.implementations import interface_problems, planted_implementation
 from vitspec.testing.kinds import KINDS, SMOKE_IMAGE
 from vitspec.testing.laws import law_case, laws
@@ -45,6 +46,7 @@ from vitspec.testing.practical_cases import (
     VALUES,
     VisionTransformerCase,
     away_from_kinks,
+    interpolated_case,
     random_case,
 )
 from vitspec.testing.practical_config import is_practical, parse_practical_config
@@ -54,7 +56,7 @@ from vitspec.testing.practical_strategies import (
 )
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, RoundingArithmetic, rounded
 from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
-from vitspec.testing.run import LAW_CHECKS, PERMUTATIONS
+from vitspec.testing.run import LAW_CHECKS, PERMUTATIONS, QUICK
 from vitspec.testing.variants import VARIANTS, Variant
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -197,7 +199,7 @@ FORMS = [
     if form is not None and (not suffix or form.patches != d.patches)
 ]
 STEP = 1e-100j
-OWN = [d for d in EVERY if d.specs == (NAME,)]
+OWN = [d for d in EVERY if d.specs == (NAME,) and not d.other_sizes_only]
 CASES_UNTIL_SEEN = 12
 """Of the hundred that `vitspec check` runs: these are its first."""
 
@@ -269,7 +271,7 @@ def test_differentiated_mistakes_are_right_derivatives_of_a_wrong_forward(mistak
 
 
 def test_every_entry_is_complete():
-    for d in (*OWN, *CONDITIONAL):
+    for d in (*OWN, *INTERPOLATION, *DECODER):
         assert d.kind in KINDS_OF_MISTAKES
         assert d.description
         assert not d.description.endswith(".")
@@ -279,7 +281,7 @@ def test_every_entry_is_complete():
     assert len({d.name for d in EVERY}) == len(EVERY)
     assert len({d.patches for d in EVERY}) == len(EVERY)
     assert {d.name for group in PRACTICAL_GROUPS.values() for d in group} == {
-        d.name for d in (*OWN, *CONDITIONAL)
+        d.name for d in (*OWN, *INTERPOLATION, *DECODER)
     }
 
 
@@ -326,34 +328,135 @@ def test_a_mistake_in_a_method_is_gone_afterwards():
     assert np.array_equal(CASE.model().forward(CASE.image()).logits, before)
 
 
-# ---- what the check does not see: interpolated positions, the decoder ----------------------------
+# ---- images of another size: interpolated positions ----------------------------------------------
+
+INTERPOLATED_FORMS = [
+    pytest.param(d, dtype, id=f"{d.name}-{dtype}")
+    for d in INTERPOLATION
+    for dtype in ("float32", "float64")
+]
 
 
-def test_the_check_has_no_interpolation_and_no_decoder():
-    for mistake in CONDITIONAL:
+@cache
+def interpolated_trial(dtype, index):
+    return checks.interpolation_trial(spec(), PRECISIONS[dtype], 0, index, None)
+
+
+def interpolated_verdicts(one, implementation):
+    one.implementation = implementation
+    one.__dict__.pop("found", None)
+    forward, vjp = checks.check_interpolated_forward(one), checks.check_interpolated_vjp(one)
+    assert (forward.check, vjp.check) == ("interpolation.forward", "interpolation.vjp")
+    return forward.status, vjp.status
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("mistake", "dtype"), INTERPOLATED_FORMS)
+def test_an_interpolation_trap_is_seen_by_the_quick_check_and_on_other_sizes_only(mistake, dtype):
+    for index in range(QUICK.interpolations):
+        verdicts_here = interpolated_verdicts(interpolated_trial(dtype, index), spec(mistake))
+        if "failed" in verdicts_here:
+            break
+    else:
+        pytest.fail("not seen")
+    assert verdicts_here == (("failed" if mistake.kind == "both" else "passed"), "failed")
+    assert verdicts(trial_of_default(dtype, 0), spec(mistake)) == {"passed"}
+    assert mistake not in deviations_of(NAME)
+    assert mistake in deviations_of(NAME, other_sizes=True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("index", range(4))
+def test_the_specification_conforms_to_itself_on_images_of_another_size(index):
+    one = interpolated_trial("float32", index)
+    assert interpolated_verdicts(one, spec()) == ("passed", "passed")
+    config, size = one.point.config, one.point.images.shape[2:]
+    assert config.grid_of(*size) != config.grid
+    assert one.place == f"interpolation {index}"
+
+
+def test_cases_of_another_size_are_of_every_kind():
+    cases = [interpolated_case(np.random.default_rng([0, i])) for i in range(40)]
+    configs = [case.config for case in cases]
+    grids = [(c.grid, c.grid_of(*case.image_size)) for c, case in zip(configs, cases, strict=True)]
+    assert all(own != other for own, other in grids)
+    for axis in (0, 1):
+        signs = {np.sign(other[axis] - own[axis]) for own, other in grids}
+        assert signs == {-1, 0, 1}
+    square = [own[0] == own[1] and c.patch_h == c.patch_w
+              for c, (own, _) in zip(configs, grids, strict=True)]  # fmt: skip
+    assert 10 < sum(square) < 30
+    assert {c.cls_token for c in configs} == {True, False}
+
+
+@pytest.mark.parametrize("grid", [(1, 3), (4, 2)])
+def test_a_users_configuration_is_taken_with_images_of_another_size(grid):
+    config = replace(CONFIG, image_h=2 * grid[0], image_w=3 * grid[1])
+    one = checks.interpolation_trial(spec(), FLOAT32, 0, 0, config)
+    assert one.point.config == config
+    assert config.grid_of(*one.point.images.shape[2:]) != grid
+    assert interpolated_verdicts(one, spec()) == ("passed", "passed")
+
+
+def test_only_what_says_so_is_given_images_of_another_size():
+    class Own(SpecImplementation):
+        supports_size = None
+
+    class Wide(SpecImplementation):
+        def supports_size(self, config, height, width):
+            return None if height < width else f"{height} x {width} is not wide"
+
+    class Wrong(SpecImplementation):
+        def supports_size(self, config, height, width):
+            return height == width
+
+    def results(one):
+        report = check(one, cases=0, laws=0, interpolations=6, ill_formed=False)
+        return [(r.check, r.status, r.reason) for r in report.results]
+
+    (only,) = results(Own(NAME))
+    assert only[:2] == ("interpolation.supports", "skipped")
+    assert "supports_size" in only[2]
+    found = results(Wide(NAME))
+    assert {status for _, status, _ in found} == {"passed", "skipped"}
+    assert all("is not wide" in reason for _, status, reason in found if status == "skipped")
+    assert {status for _, status, _ in results(Wrong(NAME))} == {"errored"}
+    assert results(SpecImplementation("vit")) == []
+    one = spec()
+    one.supports_size = "yes"
+    assert list(interface_problems(one)) == ["supports_size: expected a method, or none"]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["positions-antialiased", "interpolation-gradient-resampled"])
+def test_an_interpolation_trap_is_named(name):
+    assert diagnose(spec(deviation(name))).name == name
+
+
+def test_traps_of_other_sizes_are_candidates_where_there_are_some():
+    one, names = spec(), {d.name for d in INTERPOLATION}
+    for other_sizes in (True, False):
+        chosen, _ = points.cases(one)
+        assert any(case.image_size for case in chosen) == other_sizes
+        search = Search([points.Sample(one, case, FLOAT32) for case in chosen])
+        assert {c.names[0] for c in search.all} & names == (names if other_sizes else set())
+        one.supports_size = None
+
+
+def test_a_result_of_another_size_says_how_to_run_it_again():
+    report = check(spec(deviation("cubic-a-half")), cases=0, laws=0, interpolations=1)
+    failed = next(r for r in report.results if r.status == "failed")
+    command = report.reproduce(failed)
+    assert command.endswith("--only interpolation.forward --interpolation 0")
+
+
+# ---- what the check does not see: the decoder ----------------------------------------------------
+
+
+def test_the_check_has_no_decoder():
+    for mistake in DECODER:
         assert not mistake.visible_in_model
         assert verdicts(trial_of_default("float64", 0), spec(mistake)) == {"passed"}
-
-
-@pytest.mark.parametrize("name", [d.name for d in CONDITIONAL if d.name.startswith(("cu", "po"))])
-@pytest.mark.parametrize("size", [(4, 9), (12, 15)], ids=["smaller", "larger"])
-def test_an_interpolation_trap_changes_another_size_and_not_the_models_own(name, size):
-    config = replace(CONFIG, image_h=10, image_w=12)
-    model = VisionTransformer.init(config, rng=np.random.default_rng(0))
-    rng = np.random.default_rng(1)
-    own, other = rng.standard_normal((2, 10, 12)), rng.standard_normal((2, *size))
-    free = Conditions(interpolate_positions=True)
-
-    def logits():
-        return model.forward(own).logits, model.forward(other, free).logits
-
-    right = logits()
-    with planted(deviation(name)):
-        wrong = logits()
-    assert np.array_equal(wrong[0], right[0])
-    if name == "positions-antialiased" and size == (12, 15):
-        return  # it differs where positions become fewer, and beyond the border
-    assert np.abs(wrong[1] - right[1]).max() > 1e-3 * np.abs(right[1]).max()
 
 
 def test_the_pixel_shuffle_trap_moves_pixels_and_stays_invertible():

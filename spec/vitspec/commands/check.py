@@ -42,6 +42,14 @@ def check(
         int,
         typer.Option(min=0, help="Small random configurations each.", rich_help_panel=_WHAT),
     ] = 100,
+    interpolations: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Small cases with images of another size, if it interpolates positions.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = 12,
     laws: Annotated[
         int,
         typer.Option(min=0, help="Small cases for the laws and identities.", rich_help_panel=_WHAT),
@@ -75,6 +83,12 @@ def check(
     case: Annotated[
         int | None,
         typer.Option(min=0, help="Only the small case of this number.", rich_help_panel=_WHAT),
+    ] = None,
+    interpolation: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Only the images of another size of this number.", rich_help_panel=_WHAT
+        ),
     ] = None,
     law: Annotated[
         int | None,
@@ -125,12 +139,13 @@ def check(
         from vitspec.testing.run import Settings
     except ImportError as error:
         fail(BROKEN, f"{error}; the check needs: python -m pip install 'vitspec[testing]'")
-    jobs = _single_jobs(case, law, vector)
+    jobs = _single_jobs(case, interpolation, law, vector)
     if vector is not None:
         only = only or "vector.*"
     settings = Settings(
         seed=seed,
         cases=cases,
+        interpolations=interpolations,
         laws=laws,
         photograph=photograph,
         vectors=vectors,
@@ -147,7 +162,9 @@ def check(
         declaration = load(declared) if declared else None
         reports = _run(targets or implementations.names(), settings, timeout)
         if declaration is not None:
-            whole = Settings(seed=seed, cases=cases, laws=laws, dtype=dtype) == settings
+            whole = settings == Settings(
+                seed=seed, cases=cases, interpolations=interpolations, laws=laws, dtype=dtype
+            )
             reports = [apply(declaration, one, _diagnosis_of, whole) for one in reports]
     except DeclarationError as error:
         fail(USAGE, str(error))
@@ -164,10 +181,14 @@ def check(
     raise typer.Exit(MISMATCH if MISMATCH in codes else max(codes))
 
 
-def _single_jobs(case: int | None, law: int | None, vector: str | None) -> tuple[Job, ...] | None:
+def _single_jobs(
+    case: int | None, interpolation: int | None, law: int | None, vector: str | None
+) -> tuple[Job, ...] | None:
     jobs: list[Job] = []
     if case is not None:
         jobs.append(("case", case))
+    if interpolation is not None:
+        jobs.append(("interpolation", interpolation))
     if law is not None:
         jobs.append(("law", law))
     if vector is not None:

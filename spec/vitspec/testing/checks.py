@@ -126,17 +126,27 @@ Check = Callable[[Trial], Result]
 # ---- against the truth -------------------------------------------------------------------------
 
 
-def check_forward(trial: Trial) -> Result:
+def check_forward(trial: Trial, name: str = "forward") -> Result:
     """The logits are the specification's."""
-    return trial.result("forward", [trial.grade("logits")])
+    return trial.result(name, [trial.grade("logits")])
 
 
-def check_vjp(trial: Trial) -> Result:
+def check_vjp(trial: Trial, name: str = "vjp") -> Result:
     """The gradients of the images and of every parameter are the specification's."""
     if not implementations.has_vjp(trial.implementation):
-        return trial.skip("vjp", "it has no vjp")
-    names = [name for name in trial.truth if name != "logits"]
-    return trial.result("vjp", [trial.grade(name) for name in names])
+        return trial.skip(name, "it has no vjp")
+    tensors = [tensor for tensor in trial.truth if tensor != "logits"]
+    return trial.result(name, [trial.grade(tensor) for tensor in tensors])
+
+
+def check_interpolated_forward(trial: Trial) -> Result:
+    """The logits of images of another size are the specification's."""
+    return check_forward(trial, "interpolation.forward")
+
+
+def check_interpolated_vjp(trial: Trial) -> Result:
+    """Their gradients are: that of the positions passes through the interpolation's transpose."""
+    return check_vjp(trial, "interpolation.vjp")
 
 
 # ---- against itself ----------------------------------------------------------------------------
@@ -333,6 +343,18 @@ def law_trial(
     case = kind.tiled_case(np.random.default_rng([seed, index, 1]))
     case = _with_config(implementation, case, config)
     return case_trial(implementation, precision, case, f"law {index}")
+
+
+def interpolation_trial(
+    implementation: Any, precision: Precision, seed: int, index: int, config: Config | None
+) -> Trial | None:
+    """The trial of images of another size number `index` of `seed`; None if the model has none."""
+    kind = KINDS[implementation.spec]
+    case = kind.interpolated_case(np.random.default_rng([seed, index, 2]))
+    if case is None:
+        return None
+    case = _with_config(implementation, case, config)
+    return case_trial(implementation, precision, case, f"interpolation {index}")
 
 
 def _with_config(implementation: Any, case: AnyCase, config: Config | None) -> AnyCase:

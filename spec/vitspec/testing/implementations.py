@@ -15,7 +15,10 @@ An implementation is any object with
   parameters' cotangents summed over the batch. Without it only the forward is checked;
 - `supports(config)`, if it cannot do all: None, or why not;
 - `closest(config)`, likewise: the nearest configuration that it can do. What the kit draws is then
-  of such configurations, where it would be passed over.
+  of such configurations, where it would be passed over;
+- `supports_size(config, height, width)`, if a "vision-transformer" takes images of another size
+  than its configuration's, with interpolated positions: None, or why not those. Without it only
+  images of the configuration's size are given.
 
 `params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that an implementation is
 given are NumPy's and read-only: float64 for float64, float32 for the others, with numbers that its
@@ -130,13 +133,13 @@ def planted_implementation(mistakes: str) -> Any:
     except KeyError as error:
         raise AdapterError(str(error.args[0])) from error
     for spec in KINDS:
-        shown = {d.name: d for d in deviations_of(spec)}
+        shown = {d.name: d for d in deviations_of(spec, other_sizes=True)}
         if all(d.name in shown for d in named):
             forms = [shown[d.name].differentiated() or d for d in named]
             return SpecImplementation(spec, mistakes=forms, name=f"{PLANTED}{mistakes}")
     raise AdapterError(
-        f"no model shows {mistakes}: the check has no mask and no interpolated positions, and a"
-        " model has one pooling"
+        f"no model shows {mistakes}: the check has no mask and no decoder, and a model has one"
+        " pooling"
     )
 
 
@@ -213,9 +216,9 @@ def interface_problems(implementation: Any) -> Iterator[str]:
     for method in ("vjp", "supports"):
         if not callable(getattr(implementation, method, len)):
             yield f"{method}: expected a method, or none"
-    closest = getattr(implementation, "closest", None)
-    if closest is not None and not callable(closest):
-        yield "closest: expected a method, or none"
+    for method in ("closest", "supports_size"):
+        if not callable(getattr(implementation, method, None) or len):
+            yield f"{method}: expected a method, or none"
 
 
 def dtypes_of(implementation: Any) -> tuple[Any, ...]:
@@ -246,14 +249,29 @@ def has_vjp(implementation: Any) -> bool:
 def why_unsupported(implementation: Any, config: Config) -> str | None:
     """Why the implementation cannot do this configuration; None if it can."""
     supports = getattr(implementation, "supports", None)
-    if supports is None:
-        return None
-    with guarded(implementation, "supports", config):
-        reason = supports(config)
+    return _reason(implementation, "supports", config) if supports else None
+
+
+def takes_other_sizes(implementation: Any) -> bool:
+    """Whether it says that it takes images of another size than its configuration's."""
+    return getattr(implementation, "supports_size", None) is not None
+
+
+def why_size_unsupported(implementation: Any, config: Config, size: tuple[int, int]) -> str | None:
+    """Why the implementation takes no images (H, W) of another size than the configuration's."""
+    if not takes_other_sizes(implementation):
+        return "it does not say that it interpolates positions (supports_size)"
+    return _reason(implementation, "supports_size", config, *size)
+
+
+def _reason(implementation: Any, method: str, config: Config, *size: int) -> str | None:
+    """What a method says that returns None or why not."""
+    with guarded(implementation, method, config):
+        reason = getattr(implementation, method)(config, *size)
     if reason is None or isinstance(reason, str):
         return reason
     raise AdapterError(
-        f"{implementation.name}.supports must return None or why not, got {reason!r}"
+        f"{implementation.name}.{method} must return None or why not, got {reason!r}"
     )
 
 

@@ -78,6 +78,14 @@ class ModelKind(ABC):
     def tiled_case(self, rng: np.random.Generator) -> AnyCase:
         """A small random case whose patches tile the image, so that they can be moved."""
 
+    def interpolated_case(self, rng: np.random.Generator) -> AnyCase | None:
+        """A small random case with images of another size than positions; None: there are none."""
+        return None
+
+    def call(self, config: Any, image_shape: Shape) -> dict[str, Any]:
+        """What a call of the model on images of this size is given besides, by keyword."""
+        return {}
+
     @abstractmethod
     def with_config(self, case: Any, config: Any) -> AnyCase:
         """The case with a configuration of the user's."""
@@ -192,10 +200,20 @@ class PracticalKind(ModelKind):
         """No pixel is left over."""
         return practical_cases.tiled_case(rng)
 
+    def interpolated_case(self, rng: np.random.Generator) -> VisionTransformerCase:
+        """More patches, fewer, or both, than the configuration has."""
+        return practical_cases.interpolated_case(rng)
+
+    def call(self, config: VisionTransformerConfig, image_shape: Shape) -> dict[str, Any]:
+        """Interpolated positions for images of another size."""
+        return {"conditions": practical_cases.conditions(config, image_shape)}
+
     def with_config(
         self, case: VisionTransformerCase, config: VisionTransformerConfig
     ) -> VisionTransformerCase:
-        """On images of the configuration's size."""
+        """On images of the configuration's size, or of another if they are so before."""
+        if case.image_size is not None:
+            return practical_cases.on_another_grid(case, config)
         return replace(case, config=config)
 
     def away_from_kinks(self, model: VisionTransformer, images: Array, margin: float) -> Any:

@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 
 from vitspec.testing.results import Report, Result
-from vitspec.testing.run import CASE_CHECKS, LAW_CHECKS, PERMUTATIONS, QUICK, check
+from vitspec.testing.run import (
+    CASE_CHECKS,
+    INTERPOLATION_CHECKS,
+    LAW_CHECKS,
+    PERMUTATIONS,
+    QUICK,
+    check,
+)
 
-ALL_CHECKS = (*CASE_CHECKS, *LAW_CHECKS, *PERMUTATIONS, "ill-formed.*")
+ALL_CHECKS = (
+    *CASE_CHECKS, *INTERPOLATION_CHECKS, *LAW_CHECKS, *PERMUTATIONS, "ill-formed.*",
+)  # fmt: skip
 FULL_CHECKS = ("vector.*",)
 """Checks that need `--vitspec-full`; otherwise they are skipped."""
 

@@ -21,7 +21,7 @@ from vitspec.testing.report.text import short
 from vitspec.testing.results import Report, environment
 from vitspec.testing.run import Settings, check, processes
 
-DEFAULT = Settings(cases=8, laws=1, photograph=False, vectors=False)
+DEFAULT = Settings(cases=8, interpolations=8, laws=1, photograph=False, vectors=False)
 """Well under a minute for a peer."""
 
 BEGIN, END = "<!-- figures: vitspec peers --check -->", "<!-- end of figures -->"

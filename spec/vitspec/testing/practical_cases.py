@@ -2,8 +2,8 @@
 
 The configuration has the size of the images. Between them, the small random cases have every
 activation, epsilon and pooling, each bias and scale and the CLS token present and absent, patches
-that are not square, and pixels to the right and below that fill no patch. No case has a condition:
-masks, dropout and interpolated positions are not checked.
+that are not square, and pixels to the right and below that fill no patch. `interpolated_case` has
+images of another size, for which positions are interpolated. Masks and dropout are not checked.
 
 What an epsilon, an offset or a saturated function does, ordinary numbers hide. `values` is one of
 
@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vitspec.models.block import BlockEncoder, Setting, block_trace
+from vitspec.models.conditions import PLAIN, Conditions
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.testing.cases import KINK_MARGIN, Drawn, nearest_gap
 from vitspec.typing import Array
@@ -50,11 +51,14 @@ class VisionTransformerCase(Drawn):
     seed: int
     values: str = "normal"
     batch: int = 1
+    image_size: tuple[int, int] | None = None
+    """(H, W) of the images, if it is not the configuration's."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return self.config.in_channels, self.config.image_h, self.config.image_w
+        size = self.image_size or (self.config.image_h, self.config.image_w)
+        return self.config.in_channels, *size
 
     def model(self) -> VisionTransformer:
         """The `VisionTransformer`."""
@@ -126,6 +130,48 @@ def tiled_case(rng: np.random.Generator) -> VisionTransformerCase:
     return replace(case, config=config, batch=2)
 
 
+def interpolated_case(rng: np.random.Generator) -> VisionTransformerCase:
+    """A small random case with images of another size.
+
+    The configuration has two to four rows of patches and two to four columns; in half of the cases
+    patches and grid are square, for some libraries take no other. The images have one to six rows
+    and columns.
+    """
+    case = random_case(rng)
+    c = case.config
+    rows, columns = (int(n) for n in rng.integers(2, 5, size=2))
+    if rng.integers(2):
+        c, columns = replace(c, patch_w=c.patch_h), rows
+    grid = rows, columns
+    while grid == (rows, columns):
+        grid = int(rng.integers(1, 7)), int(rng.integers(1, 7))
+    config = replace(c, image_h=c.patch_h * rows, image_w=c.patch_w * columns)
+    return replace(case, config=config, image_size=(grid[0] * c.patch_h, grid[1] * c.patch_w))
+
+
+def on_another_grid(
+    case: VisionTransformerCase, config: VisionTransformerConfig
+) -> VisionTransformerCase:
+    """The case with this configuration, on images of as many patches as before, or else of others.
+
+    They are others if as many are this configuration's own: one row less, or more, and two columns
+    more.
+    """
+    rows, columns = case.config.grid_of(*case.image_shape[1:])
+    if (rows, columns) == config.grid:
+        rows, columns = rows - 1 or rows + 1, columns + 2
+    return replace(
+        case, config=config, image_size=(rows * config.patch_h, columns * config.patch_w)
+    )
+
+
+def conditions(config: VisionTransformerConfig, image_shape: tuple[int, ...]) -> Conditions:
+    """How the model is called on images (C, H, W): positions are interpolated for another size."""
+    if tuple(image_shape[1:]) == (config.image_h, config.image_w):
+        return PLAIN
+    return Conditions(interpolate_positions=True)
+
+
 def away_from_kinks(
     model: VisionTransformer, images: Array, margin: float = KINK_MARGIN
 ) -> VisionTransformer:
@@ -135,7 +181,8 @@ def away_from_kinks(
     """
     if model.config.activation != "relu":
         return model
-    sequences, blocks = [model.embed(image) for image in images], []
+    given = conditions(model.config, images.shape[1:])
+    sequences, blocks = [model.embed(image, given) for image in images], []
     for block in model.encoder.layers:
         hidden = np.concatenate([block_trace(block, x, Setting()).ffn.hidden for x in sequences])
         ffn = replace(block.ffn, b1=block.ffn.b1 - nearest_gap(hidden, margin))

@@ -72,6 +72,11 @@ class Point:
         """The specification's model with these parameters, for images of this size."""
         return KINDS[self.spec].model(self.config, params, self.images.shape[1:])
 
+    @property
+    def call(self) -> dict[str, Any]:
+        """What a call of the model on these images is given besides, by keyword."""
+        return KINDS[self.spec].call(self.config, self.images.shape[1:])
+
 
 def evaluate_spec(point: Point, dtype: Any = np.float64, taps: bool = False) -> Flat:
     """Logits and all cotangents by the specification, and its intermediate values if asked for."""
@@ -82,9 +87,9 @@ def evaluate_spec(point: Point, dtype: Any = np.float64, taps: bool = False) -> 
 def _evaluate(point: Point, convert: Any, taps: bool) -> Flat:
     model = point.model({name: convert(leaf) for name, leaf in point.params.items()})
     images, cotangent = convert(point.images), convert(point.cotangent)
-    traces = [model.trace(image) for image in images]
+    traces = [model.trace(image, **point.call) for image in images]
     pairs = [
-        model.backward(image, d_logits, trace=trace)
+        model.backward(image, d_logits, trace=trace, **point.call)
         for image, d_logits, trace in zip(images, cotangent, traces, strict=True)
     ]
     found = {"logits": np.stack([trace.logits for trace in traces])}
@@ -177,13 +182,17 @@ class SpecImplementation:
         self.spec, self.dtype, self.mistakes = spec, dtype, tuple(mistakes)
         self.name = name or "+".join([spec, *(m.name for m in mistakes)])
 
+    def supports_size(self, config: Config, height: int, width: int) -> str | None:
+        """None: positions are interpolated for any size."""
+        return None
+
     def forward(self, config: Config, params: Mapping[str, Array], images: Array) -> Flat:
         """The logits, and every intermediate value."""
         zeros = np.zeros((len(images), config.num_classes), images.dtype)
         point = Point(self.spec, config, dict(params), images, zeros)
         with planted(*self.mistakes), np.errstate(all="ignore"):  # mistakes may divide by zero
             model = point.model({n: self._own(p) for n, p in params.items()})
-            traces = [model.trace(self._own(image)) for image in images]
+            traces = [model.trace(self._own(image), **point.call) for image in images]
         logits = np.stack([trace.logits for trace in traces])
         flats = [trace_taps(trace) for trace in traces]
         return {"logits": logits} | {n: np.stack([f[n] for f in flats]) for n in flats[0]}

@@ -18,7 +18,8 @@ class Result:
 
     Attributes:
         check: the check's permanent name, such as "vjp".
-        place: where: "photograph", "case 17", "law 2", "vector edge-one-token", "" for the whole.
+        place: where: "photograph", "case 17", "interpolation 3", "law 2", "vector edge-one-token";
+            "" for the whole.
         status: passed; failed; xfailed (a declared deviation); xpassed (declared, yet it passed);
             skipped (not applicable, with the reason); errored (the implementation did not run).
         grades: the verdicts on single tensors, if the check grades any.
@@ -94,12 +95,12 @@ class Report:
 
     def sort(self) -> None:
         """Put the results in the order of their places and checks, whichever came first."""
-        order = {"photograph": 0, "case": 1, "law": 2, "vector": 3}
+        order = {"photograph": 0, "case": 1, "interpolation": 2, "law": 3, "vector": 4}
 
         def key(result: Result) -> tuple[int, str, int, str]:
             kind, _, index = result.place.partition(" ")
             number = int(index) if index.isdigit() else 0
-            return order.get(kind, 4), kind, number, index
+            return order.get(kind, len(order)), kind, number, index
 
         self.results.sort(key=key)
 
@@ -130,7 +131,8 @@ class Report:
             return "does not conform"
         if self.exit_code == 3:
             return "could not be checked"
-        differentiated = [r for r in self.results if r.check in ("vjp", "vector.vjp")]
+        of_gradients = ("vjp", "interpolation.vjp", "vector.vjp")
+        differentiated = [r for r in self.results if r.check in of_gradients]
         has_vjp = any(r.status in ("passed", "xfailed") for r in differentiated)
         limits = [] if has_vjp else ["forward only"]
         if all(r.check.startswith("identity") for r in self.results):
@@ -145,8 +147,8 @@ class Report:
         kind, _, index = result.place.partition(" ")
         only = "" if result.check == "run" else f" --only {result.check}"
         if kind == "photograph":
-            return f"{command}{only} --cases 0 --laws 0 --no-vectors"
-        if kind in ("case", "law"):
+            return f"{command}{only} --cases 0 --interpolations 0 --laws 0 --no-vectors"
+        if kind in ("case", "interpolation", "law"):
             return f"{command}{only} --{kind} {index}"
         if kind == "identities":
             return f"{command}{only} --identities"

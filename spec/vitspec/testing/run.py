@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vitspec.testing import checks, implementations
 from vitspec.testing.cases import MODELS
@@ -27,7 +27,8 @@ from vitspec.testing.kinds import KINDS, Config
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.results import Report, Result
 
-Kind = Literal["photograph", "case", "law", "vectors", "ill-formed", "identities"]
+Kind = Literal["photograph", "vectors", "law", "identities", "interpolation", "case", "ill-formed"]
+"""The kinds of job, the longest first."""
 Job = tuple[Kind, int]
 """What to check, and which one of its kind."""
 
@@ -42,6 +43,8 @@ class Settings:
     Attributes:
         seed: what everything is drawn from.
         cases: small random cases.
+        interpolations: small cases with images of another size, for implementations that say that
+            they interpolate positions.
         laws: small cases on which the laws are checked as well.
         photograph: whether to check on the photograph with ViT-Base/16 at full size.
         vectors: whether to check on the shipped test vectors.
@@ -56,6 +59,7 @@ class Settings:
 
     seed: int = 0
     cases: int = 100
+    interpolations: int = 12
     laws: int = 4
     photograph: bool = True
     vectors: bool = True
@@ -76,6 +80,7 @@ class Settings:
         jobs: list[Job] = [("photograph", 0)] if self.photograph and self.config is None else []
         jobs += [("vectors", 0)] if self.vectors and self.config is None else []
         jobs += [("law", i) for i in range(self.laws)]
+        jobs += [("interpolation", i) for i in range(self.interpolations)]
         jobs += [("case", i) for i in range(self.cases)]
         jobs += [("ill-formed", 0)] if self.ill_formed else []
         return [job for job in jobs if any(self.wants(name) for name in checks_of(job[0]))]
@@ -85,7 +90,7 @@ class Settings:
         return self.only is None or fnmatchcase(check, self.only)
 
 
-QUICK = Settings(cases=8, photograph=False, vectors=False)
+QUICK = Settings(cases=8, interpolations=2, photograph=False, vectors=False)
 """What `check` does by default: some seconds."""
 
 
@@ -155,7 +160,8 @@ def run_job(implementation: Any, settings: Settings, job: Job) -> list[Result]:
 def place_of(job: Job) -> str:
     """What results call a job."""
     kind, index = job
-    return f"{kind} {index}" if kind in ("case", "law", "identities") else kind
+    numbered = ("case", "interpolation", "law", "identities")
+    return f"{kind} {index}" if kind in numbered else kind
 
 
 def _results(
@@ -171,6 +177,9 @@ def _results(
         return
     if kind == "identities":
         yield from _check_identities(implementation, settings, precision, index)
+        return
+    if kind == "interpolation":
+        yield from _check_interpolation(implementation, settings, precision, index)
         return
     if kind == "photograph":
         trial = checks.photograph_trial(implementation, precision, settings.seed)
@@ -190,6 +199,12 @@ CASE_CHECKS: dict[str, checks.Check] = {
     "vjp": checks.check_vjp,
 }
 """What every trial is checked for."""
+
+INTERPOLATION_CHECKS: dict[str, checks.Check] = {
+    "interpolation.forward": checks.check_interpolated_forward,
+    "interpolation.vjp": checks.check_interpolated_vjp,
+}
+"""What a trial of images of another size is checked for."""
 
 LAW_CHECKS: dict[str, checks.Check] = {
     "determinism": checks.check_determinism,
@@ -217,6 +232,23 @@ PERMUTATIONS = (
     "permute-hidden", "permute-classes", "permute-batch",
 )  # fmt: skip
 """The permutations of `vitspec.testing.laws`."""
+
+
+def _check_interpolation(
+    implementation: Any, settings: Settings, precision: Precision, index: int
+) -> Iterator[Result]:
+    trial = checks.interpolation_trial(
+        implementation, precision, settings.seed, index, settings.config
+    )
+    if trial is None or (index and not implementations.takes_other_sizes(implementation)):
+        return  # one result is enough to say that nothing was checked
+    config, size = trial.point.config, trial.point.images.shape[2:]
+    reason = implementations.why_unsupported(implementation, config)
+    reason = reason or implementations.why_size_unsupported(implementation, config, size)
+    if reason:
+        yield trial.skip("interpolation.supports", reason)
+        return
+    yield from (c(trial) for name, c in INTERPOLATION_CHECKS.items() if settings.wants(name))
 
 
 def _check_vectors(
@@ -249,6 +281,7 @@ def checks_of(kind: Kind) -> tuple[str, ...]:
                 f"ill-formed.{label}" for one in KINDS.values() for label in one.ill_formed
             )
         ),
+        "interpolation": tuple(INTERPOLATION_CHECKS),
         "vectors": ("vector.forward", "vector.vjp", "vector.layer", "vector.ill-formed"),
         "law": (*CASE_CHECKS, *LAW_CHECKS, *PERMUTATIONS),
     }
@@ -290,9 +323,9 @@ def check_targets(
         first = {pool.submit(_smoke_job, target, settings): target for target in reports}
         _collect_smoke(pool, first, timeout)
         futures: dict[Future[Any], tuple[str, tuple[Job, ...]]] = {}
-        for kind in ("photograph", "vectors", "law", "identities", "case", "ill-formed"):
+        for kind in get_args(Kind):
             jobs = [job for job in settings.plan() if job[0] == kind]
-            size = BATCH if kind == "case" else 1
+            size = BATCH if kind in ("case", "interpolation") else 1
             for i in range(0, len(jobs), size):
                 some = tuple(jobs[i : i + size])
                 for target in reports:

@@ -15,6 +15,7 @@ from vitspec.typing import Array
 
 Supports = Callable[[Any], str | None]
 Closest = Callable[[Any], Any]
+SupportsSize = Callable[[Any, int, int], str | None]
 Result = dict[str, Any]
 
 KEPT = 16
@@ -30,6 +31,8 @@ class Adapter:
         dtype: the precisions that it computes in, the default first.
         name_map: their names for the parameters; None if they use ours.
         closest: from a configuration to the nearest one that it can compute; None if it says none.
+        supports_size: from a configuration and (H, W) to None, or why no images of that size, for
+            which positions are interpolated; None if it takes the configuration's size alone.
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class Adapter:
         name_map: NameMap | None,
         supports: Supports | None,
         closest: Closest | None = None,
+        supports_size: SupportsSize | None = None,
     ) -> None:
         self.name, self.version, self.spec = name, version, spec
         self.name_map = name_map
         self.dtype = dtype
-        self.closest = closest
+        self.closest, self.supports_size = closest, supports_size
         check_dtypes(dtype)
         if spec not in KINDS:  # a name map leads to the specification's names
             raise ValueError(f"spec: expected one of {', '.join(KINDS)}, got {spec!r}")

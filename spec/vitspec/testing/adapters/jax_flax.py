@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.adapters.adapter import Adapter, Closest, Result, Supports, split_output
+from vitspec.testing.adapters.adapter import (
+    Adapter,
+    Closest,
+    Result,
+    Supports,
+    SupportsSize,
+    split_output,
+)
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
 from vitspec.typing import Array
@@ -48,6 +55,7 @@ def from_jax(
     channels_last: bool = False,
     supports: Supports | None = None,
     closest: Closest | None = None,
+    supports_size: SupportsSize | None = None,
 ) -> JaxAdapter:
     """An implementation made of a JAX function.
 
@@ -71,6 +79,9 @@ def from_jax(
         supports: called with a config; None, or why the function does not compute such models.
         closest: called with a config; the nearest one that it can compute. Cases are then of such
             models, instead of passed over.
+        supports_size: called with (config, height, width) of images that have another size than the
+            config's; None, or why positions are not interpolated for them. Without it, no such
+            images are given.
     """
 
     def model(config: Any, *size: int) -> _Model:
@@ -98,6 +109,7 @@ def from_jax(
         name_map=name_map,
         supports=supports,
         closest=closest,
+        supports_size=supports_size,
     )
 
 
@@ -115,6 +127,7 @@ def from_nnx(
     channels_last: bool = False,
     supports: Supports | None = None,
     closest: Closest | None = None,
+    supports_size: SupportsSize | None = None,
 ) -> JaxAdapter:
     """An implementation made of a Flax NNX module.
 
@@ -133,6 +146,7 @@ def from_nnx(
         channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
         supports: called with a config; None, or why the module does not compute such models.
         closest: as in `from_jax`.
+        supports_size: as in `from_jax`.
     """
 
     def model(config: Any, *size: int) -> _Model:
@@ -164,6 +178,7 @@ def from_nnx(
         name_map=name_map,
         supports=supports,
         closest=closest,
+        supports_size=supports_size,
     )
 
 

@@ -13,7 +13,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from vitspec.testing.adapters.adapter import Adapter, Closest, Result, Supports, split_output
+from vitspec.testing.adapters.adapter import (
+    Adapter,
+    Closest,
+    Result,
+    Supports,
+    SupportsSize,
+    split_output,
+)
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
 from vitspec.typing import Array
@@ -32,6 +39,7 @@ def from_torch(
     taps: Mapping[str, str] | None = None,
     supports: Supports | None = None,
     closest: Closest | None = None,
+    supports_size: SupportsSize | None = None,
 ) -> TorchAdapter:
     """An implementation made of a PyTorch module.
 
@@ -52,6 +60,9 @@ def from_torch(
         supports: called with a config; None, or why the module does not compute such models.
         closest: called with a config; the nearest one that it can compute. Cases are then of such
             models, instead of passed over.
+        supports_size: called with (config, height, width) of images that have another size than the
+            config's; None, or why positions are not interpolated for them. Without it, no such
+            images are given.
     """
     return TorchAdapter(
         lambda config, *size: _module_model(build(config, *size), training, config, taps or {}),
@@ -63,6 +74,7 @@ def from_torch(
         name_map=name_map,
         supports=supports,
         closest=closest,
+        supports_size=supports_size,
     )
 
 
@@ -77,6 +89,7 @@ def from_torch_function(
     device: str = "cpu",
     supports: Supports | None = None,
     closest: Closest | None = None,
+    supports_size: SupportsSize | None = None,
 ) -> TorchAdapter:
     """An implementation made of a function (config, parameters, images) -> logits of tensors.
 
@@ -97,6 +110,7 @@ def from_torch_function(
         name_map=name_map,
         supports=supports,
         closest=closest,
+        supports_size=supports_size,
     )
 
 

@@ -47,6 +47,8 @@ class Deviation:
         effect: what a user sees of it, and when nothing.
         seen: where it occurs in public: `owner/repository#number` is an issue or a pull request.
         specs: the models in which it can show.
+        other_sizes_only: whether it shows only on images of another size than the configuration's,
+            for which positions are interpolated.
         also: further patches that belong to the mistake.
         derivatives: patches that make the hand-written derivatives those of the mistaken forward,
             as automatic differentiation would; none if they already are. None: not applicable, or
@@ -64,6 +66,7 @@ class Deviation:
     specs: tuple[str, ...] = ("vit", "vit-cls")
     also: tuple[Patch, ...] = ()
     derivatives: tuple[Patch, ...] | None = None
+    other_sizes_only: bool = False
 
     @property
     def patches(self) -> tuple[Patch, ...]:

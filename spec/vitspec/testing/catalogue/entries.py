@@ -12,7 +12,11 @@ from vitspec.testing.catalogue.encoder import ENCODER_DEVIATIONS
 from vitspec.testing.catalogue.gradients import GRADIENTS
 from vitspec.testing.catalogue.normalization import NORMALIZATION
 from vitspec.testing.catalogue.practical import PRACTICAL, SPECS
-from vitspec.testing.catalogue.practical_gradients import CONDITIONAL, PRACTICAL_GRADIENTS
+from vitspec.testing.catalogue.practical_gradients import (
+    DECODER,
+    INTERPOLATION,
+    PRACTICAL_GRADIENTS,
+)
 
 GROUPS: dict[str, tuple[Deviation, ...]] = {
     "Attention": ATTENTION,
@@ -28,7 +32,8 @@ GROUPS: dict[str, tuple[Deviation, ...]] = {
 PRACTICAL_GROUPS: dict[str, tuple[Deviation, ...]] = {
     "The practical family": PRACTICAL,
     "The practical family: derivatives": PRACTICAL_GRADIENTS,
-    "The practical family: interpolated positions, decoder": CONDITIONAL,
+    "The practical family: interpolated positions": INTERPOLATION,
+    "The practical family: decoder": DECODER,
 }
 """The deviations of the practical family alone."""
 
@@ -68,16 +73,20 @@ _SHARED = {
 """The functions that the Lean mirror's models and the practical family have in common."""
 
 
-def deviations_of(spec: str) -> tuple[Deviation, ...]:
+def deviations_of(spec: str, other_sizes: bool = False) -> tuple[Deviation, ...]:
     """The deviations that can show in a model; the practical family has others' too.
 
     A mistake in a function that both have in common is one in both. Where the practical family
     derives it elsewhere, the derivatives that go with it are not written down.
+
+    Args:
+        spec: the model.
+        other_sizes: whether images may have another size than the configuration's.
     """
     if spec not in SPECS:
         return tuple(d for d in CATALOGUE if spec in d.specs)
     shared = (d for d in CATALOGUE if d.specs and _in_common(d.patches))
-    own = (d for d in EVERY if spec in d.specs)
+    own = (d for d in EVERY if spec in d.specs and (other_sizes or not d.other_sizes_only))
     return (*own, *(_shared(d) for d in shared))
 
 

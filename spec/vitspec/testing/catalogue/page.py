@@ -36,7 +36,8 @@ from its forward, by automatic differentiation; "derivatives follow" marks the e
 
 The last groups are of the practical family (`VisionTransformer`). It shares attention weights,
 normalisation, pooling and more with the Lean mirror's models, and so the mistakes in them:
-`deviations_of("vision-transformer")` lists all that can show in it.
+`deviations_of("vision-transformer")` lists all that can show in it; those of interpolated positions
+show on images of another size than the configuration's only (`other_sizes=True`).
 """
 
 _REFERENCE = re.compile(r"(?<![\w/.-])([\w.-]+/[\w.-]+)#(\d+)")
@@ -78,6 +79,8 @@ def _labels(d: Deviation) -> list[str]:
         labels.append("in no model")
     elif len(d.specs) == 1:
         labels.append(f"`{d.specs[0]}` only")
+    if d.other_sizes_only:
+        labels.append("other sizes only")
     if d.derivatives is not None and d.specs:
         labels.append("derivatives follow")
     return labels

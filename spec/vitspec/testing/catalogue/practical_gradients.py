@@ -1,4 +1,4 @@
-"""Mistakes in the practical family's derivatives, and in what one call has beside the image."""
+"""Mistakes in the practical family's derivatives, in interpolated positions, in the decoder."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vitspec.testing.catalogue.practical import (
 
 WEIGHT = "layers.position_interpolation:cubic_weight"
 WEIGHTS = "layers.position_interpolation:interpolation_weights"
+INTERPOLATION_BACKWARD = "layers.position_interpolation:interpolate_positions_backward"
 SHUFFLE = "models.heads:pixel_shuffle"
 UNSHUFFLE = "models.heads:pixel_unshuffle"
 
@@ -128,14 +129,15 @@ PRACTICAL_GRADIENTS = (
 )  # fmt: skip
 """From the activation to the patches."""
 
-CONDITIONAL = (
+INTERPOLATION = (
     Deviation(
         "cubic-a-half", "both", WEIGHT, "a = KEYS_A", "a = Fraction(-1, 2)",
         "positions are interpolated with a = -1/2 instead of -3/4",
         "Interpolated positions are wrong by some per cent of their size. Invisible at the size"
         " that the positions were trained for.",
         ("`jax.image.resize` and PIL have -1/2: bonsai's ViT, at 384 pixels",),
-        specs=(),
+        specs=SPECS,
+        other_sizes_only=True,
     ),
     Deviation(
         "positions-corners-aligned", "both", WEIGHTS, _SOURCE, _ALIGNED,
@@ -143,7 +145,8 @@ CONDITIONAL = (
         "Interpolated positions are wrong at their own size, least at the corners. Invisible at the"
         " size that the positions were trained for.",
         ("torchvision's `interpolate_embeddings`: bicubic, `align_corners=True`",),
-        specs=(),
+        specs=SPECS,
+        other_sizes_only=True,
     ),
     Deviation(
         "positions-antialiased", "both", WEIGHTS, _READ,
@@ -154,7 +157,8 @@ CONDITIONAL = (
         "Interpolated positions are wrong by tens of per cent on smaller images, and near the"
         " border on larger ones. Invisible at the size that the positions were trained for.",
         ("timm's `resample_abs_pos_embed`: `antialias=True`", "`jax.image.resize`'s default"),
-        specs=(),
+        specs=SPECS,
+        other_sizes_only=True,
     ),
     Deviation(
         "positions-bilinear", "both", WEIGHT, "a = KEYS_A", "return max(1 - t, Fraction(0))",
@@ -162,9 +166,37 @@ CONDITIONAL = (
         "Interpolated positions are wrong by tens of per cent. Invisible at the size that the"
         " positions were trained for.",
         ("big_vision: `scipy.ndimage.zoom` of order 1",),
-        specs=(),
+        specs=SPECS,
         also=(Patch(WEIGHTS, _SOURCE, _ALIGNED),),
+        other_sizes_only=True,
     ),
+    Deviation(
+        "interpolation-gradient-resampled", "backward", INTERPOLATION_BACKWARD,
+        "return _apply(d_out, rows.T, columns.T)",
+        "return interpolate_positions(d_out, new, old)",
+        "the gradient of interpolated positions is interpolated back, instead of transposed",
+        "The positions' gradient is wrong at its own size, but for the CLS token's; all else is"
+        " right. Invisible at the size that the positions were trained for.",
+        ("not seen in public; included because an image's resize is often undone so",),
+        specs=SPECS,
+        other_sizes_only=True,
+    ),
+    Deviation(
+        "interpolation-gradient-missing", "backward", SEQUENCE_BACKWARD,
+        "d_table = interpolate_positions_backward(d_tokens, self.config.grid, grid)",
+        "d_table = 0 * self.pos[cls_rows:]",
+        "interpolated positions get no gradient",
+        "The positions' gradient is 0, but for the CLS token's; all else is right. Invisible at the"
+        " size that the positions were trained for.",
+        ("not seen in public; included because positions are often interpolated once, outside of"
+         " what is differentiated",),
+        specs=SPECS,
+        other_sizes_only=True,
+    ),
+)  # fmt: skip
+"""What only interpolated positions show."""
+
+DECODER = (
     Deviation(
         "pixel-shuffle-channels-last", "both", SHUFFLE,
         "y.reshape(g_h, g_w, C, S, S).transpose(2, 0, 3, 1, 4)",
@@ -183,4 +215,4 @@ CONDITIONAL = (
         ),
     ),
 )  # fmt: skip
-"""What only interpolated positions or a decoder show: `vitspec check` has neither."""
+"""What only a decoder shows: `vitspec check` has none."""

@@ -81,6 +81,13 @@ PRACTICAL_CASES = (
 )  # fmt: skip
 """The last is what everybody supports."""
 
+INTERPOLATED = VisionTransformerCase(
+    VisionTransformerConfig(image_h=6, image_w=6, in_channels=2, patch_h=2, patch_w=2, embed_dim=6,
+                            hidden_dim=12, head_count=2, num_layers=1, num_classes=4),
+    seed=0, batch=2, image_size=(10, 4),
+)  # fmt: skip
+"""For what interpolates positions: more rows of patches, fewer columns."""
+
 
 def cases(
     implementation: Any, seed: int = 0, config: Config | None = None
@@ -102,6 +109,8 @@ def cases(
                 break
             if wish is wishes[0]:
                 notes.append(f"{implementation.name} does not support {wish.config!r}: {reason}")
+    if other := _interpolated(implementation, seed, config):
+        chosen.insert(1, other)
     if not chosen:
         raise implementations.AdapterError(
             f"{implementation.name} supports none of the configurations that were tried; "
@@ -114,6 +123,18 @@ def _cases_of(spec: str) -> tuple[AnyCase, ...]:
     if spec == VisionTransformerCase.spec:
         return PRACTICAL_CASES
     return tuple(replace(case, spec=spec) for case in CASES)
+
+
+def _interpolated(implementation: Any, seed: int, config: Config | None) -> AnyCase | None:
+    """The case with images of another size, if the implementation takes it."""
+    i, case = implementation, replace(INTERPOLATED, seed=seed)
+    if i.spec != case.spec or not implementations.takes_other_sizes(i):
+        return None
+    wish = config or implementations.closest(i, case.config)
+    near = case if wish == case.config else KINDS[case.spec].with_config(case, wish)
+    reason = implementations.why_unsupported(i, near.config)
+    reason = reason or implementations.why_size_unsupported(i, near.config, near.image_shape[1:])
+    return None if reason else near
 
 
 def _friendlier(case: AnyCase) -> Iterator[AnyCase]:
@@ -222,6 +243,11 @@ class Sample:
         return error / bound if bound else np.inf
 
     @property
+    def is_interpolated(self) -> bool:
+        """Whether the images have another size than the configuration's."""
+        return getattr(self.case, "image_size", None) is not None
+
+    @property
     def quantities(self) -> dict[str, float]:
         """What a stray factor may be, by name."""
         c, (B, _, H, W) = self.case.config, self.point.images.shape
@@ -278,4 +304,5 @@ def _practical_oddities(case: VisionTransformerCase) -> dict[str, bool]:
         "the branches are scaled": c.layer_scale,
         "there is a CLS token": c.cls_token,
         "several rows are pooled": "mean" in c.pool,
+        "positions are interpolated": case.image_size is not None,
     }

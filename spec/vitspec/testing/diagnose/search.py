@@ -89,14 +89,16 @@ def changes_logits(deviation: Deviation) -> bool:
     return deviation.kind in ("forward", "both")
 
 
-def candidates(spec: str, with_gradients: bool = True) -> list[Candidate]:
+def candidates(
+    spec: str, with_gradients: bool = True, other_sizes: bool = False
+) -> list[Candidate]:
     """Every deviation that can show in a model.
 
     A mistaken forward may come with the derivatives of the right one, written by hand, or with its
     own, by automatic differentiation: these are two candidates of one name.
     """
     found = []
-    for deviation in deviations_of(spec):
+    for deviation in deviations_of(spec, other_sizes):
         if not deviation.visible_in_model:
             continue
         if with_gradients or changes_logits(deviation):
@@ -131,7 +133,8 @@ class Search:
     def __init__(self, samples: Sequence[Sample], seconds: float = 60.0) -> None:
         self.samples, self.deadline = samples, time.process_time() + seconds
         self.with_gradients = len(samples[0].tensors) > 1
-        self.all = candidates(samples[0].case.spec, self.with_gradients)
+        other_sizes = any(sample.is_interpolated for sample in samples)
+        self.all = candidates(samples[0].case.spec, self.with_gradients, other_sizes)
         self.out_of_time = False
         self._logits: dict[tuple[tuple[str, ...], int], float] = {}
         self._ratios: dict[tuple[Candidate, int], dict[str, float]] = {}
@@ -156,7 +159,7 @@ class Search:
                     {n: p.astype(np.float64) for n, p in sample.point.params.items()}
                 )
                 for image, found in zip(sample.point.images, sample.found["logits"], strict=True):
-                    logits = model.trace(image.astype(np.float64)).logits
+                    logits = model.trace(image.astype(np.float64), **sample.point.call).logits
                     worst = max(worst, sample.rough_ratio("logits", found, logits))
                     if worst > DROP:
                         break

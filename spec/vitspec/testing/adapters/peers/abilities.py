@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from vitspec.testing.adapters.adapter import SupportsSize
 from vitspec.testing.adapters.frameworks import installed_version
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -47,6 +48,8 @@ class Abilities:
         square_images: whether an image must be.
         whole_patches: whether patches must fill the image.
         also: further changes, made last; what it leaves alone is supported.
+        supports_size: from a configuration and (H, W) to None, or why positions are not
+            interpolated for images of that size; None if they never are.
     """
 
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -54,6 +57,7 @@ class Abilities:
     square_images: bool = False
     whole_patches: bool = False
     also: Change = unchanged
+    supports_size: SupportsSize | None = None
 
     def closest(self, config: VisionTransformerConfig) -> VisionTransformerConfig:
         """The nearest configuration that the library has."""
@@ -84,6 +88,7 @@ class Abilities:
             "spec": "vision-transformer",
             "supports": self.supports,
             "closest": self.closest,
+            "supports_size": self.supports_size,
         }
 
     def _with_geometry(self, config: VisionTransformerConfig) -> VisionTransformerConfig:
@@ -101,6 +106,27 @@ class Abilities:
                 side = max(tile, side - side % tile)
             c = replace(c, image_h=side, image_w=side)
         return c
+
+
+def square_before(config: VisionTransformerConfig, height: int, width: int) -> str | None:
+    """None, or why not: only positions of a square grid of square patches are interpolated."""
+    (rows, columns), patch = config.grid, (config.patch_h, config.patch_w)
+    if rows == columns and patch[0] == patch[1]:
+        return None
+    return (
+        f"only positions of a square grid of square patches are interpolated, got {rows} x"
+        f" {columns} patches of {patch[0]} x {patch[1]}"
+    )
+
+
+def whole_patches_after(config: VisionTransformerConfig, height: int, width: int) -> str | None:
+    """None, or why not: only images that patches fill are taken."""
+    if height % config.patch_h == width % config.patch_w == 0:
+        return None
+    return (
+        f"only images that patches of {config.patch_h} x {config.patch_w} fill are taken, got one"
+        f" of {height} x {width}"
+    )
 
 
 def _sides(config: VisionTransformerConfig) -> tuple[tuple[int, int], tuple[int, int]]:

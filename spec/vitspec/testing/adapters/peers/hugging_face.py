@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import NameMap
-from vitspec.testing.adapters.peers.abilities import Abilities
+from vitspec.testing.adapters.peers.abilities import Abilities, square_before
 from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
 from vitspec.testing.adapters.practical_maps import (
     TRANSFORMERS,
@@ -90,8 +91,8 @@ def _whole_ratio(config: VisionTransformerConfig) -> VisionTransformerConfig:
     return replace(c, hidden_dim=c.embed_dim * max(1, round(c.hidden_dim / c.embed_dim)))
 
 
-_OF_VIT = Abilities(VIT | {"pool": ("cls",)})
-_OF_BARE = Abilities(VIT | {"pool": ("cls", "mean", "cls_mean")})
+_OF_VIT = Abilities(VIT | {"pool": ("cls",)}, supports_size=square_before)
+_OF_BARE = Abilities(VIT | {"pool": ("cls", "mean", "cls_mean")}, supports_size=square_before)
 _OF_MIM = Abilities(VIT | {"pool": ("mean",)}, also=_square_decoder)
 _OF_DINOV2 = Abilities(
     {
@@ -100,6 +101,7 @@ _OF_DINOV2 = Abilities(
     },
     square_images=True,
     also=_whole_ratio,
+    supports_size=square_before,
 )  # fmt: skip
 
 
@@ -121,7 +123,8 @@ def _sizes(config: VisionTransformerConfig, attention: str) -> dict[str, Any]:
         "hidden_act": ACTIVATIONS[c.activation],
         "layer_norm_eps": c.layer_norm_eps,
         "image_size": [c.image_h, c.image_w],
-        "patch_size": [c.patch_h, c.patch_w],
+        # Of a list they do not interpolate positions: they divide by it.
+        "patch_size": c.patch_h if c.patch_h == c.patch_w else [c.patch_h, c.patch_w],
         "num_channels": c.in_channels,
         "qkv_bias": c.qkv_bias,
         "num_labels": c.num_classes,
@@ -138,12 +141,11 @@ def vit_config(config: VisionTransformerConfig, attention: str = "sdpa", stride:
 
 
 def _classifier(attention: str) -> Any:
-    def build(config: VisionTransformerConfig, *_: int) -> Any:
-        transformers = _transformers()
-        return _logits_of(
-            transformers.ViTForImageClassification(vit_config(config, attention)),
-            lambda output: output.logits,
-        )
+    def build(config: VisionTransformerConfig, _: int, *size: int) -> Any:
+        model = _transformers().ViTForImageClassification(vit_config(config, attention))
+        if size != (config.image_h, config.image_w):
+            model.forward = partial(model.forward, interpolate_pos_encoding=True)
+        return _logits_of(model, lambda output: output.logits)
 
     return build
 
@@ -172,8 +174,9 @@ def _masked_image_modelling(config: VisionTransformerConfig, *_: int) -> Any:
     )
 
 
-def _bare(config: VisionTransformerConfig, *_: int) -> Any:
+def _bare(config: VisionTransformerConfig, _: int, *size: int) -> Any:
     torch, transformers, c = framework("torch"), _transformers(), config
+    interpolated = size != (c.image_h, c.image_w)
 
     class Classifier(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -182,7 +185,8 @@ def _bare(config: VisionTransformerConfig, *_: int) -> Any:
             self.classifier = torch.nn.Linear(c.pooled_dim, c.num_classes)
 
         def forward(self, images: Any) -> Any:
-            rows = self.vit(images).last_hidden_state
+            output = self.vit(images, interpolate_pos_encoding=interpolated)
+            rows = output.last_hidden_state
             parts = {"cls": rows[:, 0], "mean": rows[:, 1:].mean(dim=1)}
             pooled = [parts[name] for name in c.pool.split("_")]
             return self.classifier(torch.cat(pooled, dim=1))

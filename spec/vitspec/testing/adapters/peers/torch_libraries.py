@@ -8,7 +8,7 @@ from typing import Any
 
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import NameMap
-from vitspec.testing.adapters.peers.abilities import Abilities
+from vitspec.testing.adapters.peers.abilities import Abilities, whole_patches_after
 from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
 from vitspec.testing.adapters.practical_maps import (
     TIMM,
@@ -34,7 +34,9 @@ def _norm(config: VisionTransformerConfig) -> Any:
 
 # ---- timm ----------------------------------------------------------------------------------------
 
-_OF_TIMM = Abilities({"output_bias": (True,), "pool": ("cls", "mean")})
+_OF_TIMM = Abilities(
+    {"output_bias": (True,), "pool": ("cls", "mean")}, supports_size=whole_patches_after
+)
 """`proj_bias=False` leaves out the feed-forward's biases too."""
 
 
@@ -43,7 +45,7 @@ def timm() -> TorchAdapter:
     return _adapter("timm", "timm", _timm, TIMM, _OF_TIMM)
 
 
-def _timm(config: VisionTransformerConfig, *_: int) -> Any:
+def _timm(config: VisionTransformerConfig, _: int, *size: int) -> Any:
     declare_missing_operators()
     module, layers, c = (
         framework("timm.models.vision_transformer"),
@@ -70,6 +72,7 @@ def _timm(config: VisionTransformerConfig, *_: int) -> Any:
         qkv_bias=c.qkv_bias,
         init_values=1.0 if c.layer_scale else None,
         class_token=c.cls_token,
+        dynamic_img_size=size != (c.image_h, c.image_w),
         fc_norm=False,  # else pooling by the mean is before the final norm
         norm_layer=_norm(c),
         act_layer=activations[c.activation],

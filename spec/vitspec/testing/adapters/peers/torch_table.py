@@ -75,14 +75,20 @@ TORCH_PEERS: tuple[Peer, ...] = (
         _TRANSFORMERS,
         "Dinov2ForImageClassification",
         (
-            "square images: the positions of others are resampled as if their grid were square, "
-            "in float32",
+            "square images: the positions of others are resampled as if their grid were square",
             "classifies the CLS token's row beside the patches' mean",
             "hidden_dim is a multiple of embed_dim",
             "always has layer scale",
             _OUTPUT_BIAS,
         ),
-        ORDINARY,
+        (
+            *ORDINARY,
+            Deviation(
+                ("interpolation.forward", "interpolation.vjp"),
+                "precision",
+                "positions are interpolated in float32, also in a model in float64",
+            ),
+        ),
     ),
     Peer(
         "timm",
@@ -94,7 +100,15 @@ TORCH_PEERS: tuple[Peer, ...] = (
             "proj_bias=False leaves out the feed-forward's biases too, so it stays True",
             "does not classify the CLS token beside the mean",
         ),
-        (NEGATIVE_EPSILON,),
+        (
+            NEGATIVE_EPSILON,
+            Deviation(
+                ("interpolation.forward", "interpolation.vjp"),
+                "choice",
+                "positions are smoothed before there are fewer of them (antialias=True), with a of"
+                " -1/2",
+            ),
+        ),
     ),
     Peer(
         "torchvision",
