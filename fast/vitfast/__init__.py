@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitfast.attention import AttentionFn, PlainAttention, make_tokamax_attention
+from vitfast.attention import AttentionFn, PlainAttention
 from vitfast.conditions import BlockFactors, Factors
 from vitfast.convert import from_flat, to_flat
 from vitfast.sharding import (
@@ -15,6 +15,7 @@ from vitfast.sharding import (
     shard_images,
 )
 from vitfast.textbooks import D2LViT, vit_forward
+from vitfast.tokamax_attention import make_tokamax_attention
 from vitfast.training import TrainConfig, cross_entropy, make_train_step
 from vitfast.vision_transformer import Outputs, VisionTransformer
 from vitfast.vit import Taps, ViT

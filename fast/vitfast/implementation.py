@@ -32,8 +32,9 @@ import numpy as np
 from jaxtyping import Float
 
 import vitspec
-from vitfast.attention import KNOWN_IMPLEMENTATIONS, PlainAttention, make_tokamax_attention
+from vitfast.attention import PlainAttention
 from vitfast.convert import Flat, fill, scalar_type, to_flat
+from vitfast.tokamax_attention import KNOWN_IMPLEMENTATIONS, make_tokamax_attention
 from vitfast.vision_transformer import VisionTransformer
 from vitfast.vit import ViT
 from vitspec.config import ViTConfig

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 from vitfast import ops
-from vitfast.attention import AttentionFn, PlainAttention, make_tokamax_attention
+from vitfast.attention import AttentionFn, PlainAttention
 from vitfast.layers import (
     Build,
     Conv2D,
@@ -34,6 +34,7 @@ from vitfast.layers import (
     prepend,
 )
 from vitfast.sharding import NoSharding, ShardingSpec, check_batch, on_mesh, place
+from vitfast.tokamax_attention import make_tokamax_attention
 from vitspec.config import ViTConfig
 from vitspec.errors import InvalidArray
 from vitspec.geometry import patch_count

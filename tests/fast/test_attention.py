@@ -28,14 +28,13 @@ from support.attention import (
 )
 from support.compare import assert_close
 from vitfast import from_flat, make_tokamax_attention
-from vitfast.attention import (
+from vitfast.attention import PlainAttention, attention_weights
+from vitfast.implementation import quick_options
+from vitfast.tokamax_attention import (
     KNOWN_IMPLEMENTATIONS,
     NoWorkingAttention,
-    PlainAttention,
-    attention_weights,
     working_implementations,
 )
-from vitfast.implementation import quick_options
 from vitspec import InvalidArray
 from vitspec.layers.attention import attention_weights as spec_attention_weights
 from vitspec.layers.attention import causal_mask, scaled_dot_product_attention_jvp

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vitfast import attention
+from vitfast import tokamax_attention
 from vitfast.commands import backends as command
 from vitfast.commands.backends import backends, verdict_on
 
@@ -74,8 +74,8 @@ def crashing(name, query, key, value, mask):
 def test_one_that_is_wrong_or_breaks_is_told_apart_from_one_that_refuses(
     monkeypatch, name, implementation, code, verdict, reason
 ):
-    monkeypatch.setattr(attention, "_tokamax", implementation)
-    monkeypatch.setattr(attention, "refusal", lambda name: None)
+    monkeypatch.setattr(tokamax_attention, "_tokamax", implementation)
+    monkeypatch.setattr(tokamax_attention, "refusal", lambda name: None)
     monkeypatch.setattr(command, "config_of_check", lambda: None)  # the check's own, which is small
     found = verdict_on(name, "float64", "vit")
     assert (found.exit_code, found.verdict) == (code, verdict)

@@ -9,7 +9,7 @@ import numpy as np
 
 from support.adapters import point_of
 from vitfast import from_flat, to_flat
-from vitfast.attention import PlainAttention, make_tokamax_attention
+from vitfast.attention import PlainAttention
 from vitfast.implementation import logits_and_vjp, quick_options
 from vitfast.sharding import (
     NoSharding,
@@ -20,6 +20,7 @@ from vitfast.sharding import (
     make_mesh,
     shard_images,
 )
+from vitfast.tokamax_attention import make_tokamax_attention
 from vitspec import ViTConfig
 from vitspec.testing.cases import Case
 

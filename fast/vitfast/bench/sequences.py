@@ -23,7 +23,7 @@ SHARE = 0.5
 
 def implementations() -> tuple[str, ...]:
     """The names of what runs on JAX's default device."""
-    from vitfast.attention import working_implementations
+    from vitfast.tokamax_attention import working_implementations
 
     return (PLAIN, *(name for name in working_implementations() if name != PLAIN))
 
@@ -42,8 +42,9 @@ def measure(size: str, tokens: int, implementation: str, dtype: str) -> dict[str
     import jax
     import jax.numpy as jnp
 
-    from vitfast.attention import PlainAttention, make_tokamax_attention
+    from vitfast.attention import PlainAttention
     from vitfast.bench.peers.jax_model import temp_bytes
+    from vitfast.tokamax_attention import make_tokamax_attention
 
     c = SIZES[size]
     attention: Any = (

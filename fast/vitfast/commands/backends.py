@@ -80,7 +80,7 @@ def backends(
     checked.
     """
     require_writable("--json", json)
-    from vitfast.attention import KNOWN_IMPLEMENTATIONS, refusal
+    from vitfast.tokamax_attention import KNOWN_IMPLEMENTATIONS, refusal
     from vitspec.testing.report import write_json
 
     known = (PLAIN, *KNOWN_IMPLEMENTATIONS)
@@ -130,8 +130,8 @@ def _check_all(running: Sequence[Backend], precisions: Sequence[str], seed: int)
 
 def verdict_on(name: str, precision: str, model: str, seed: int = 0) -> Verdict:
     """The kit's verdict on a model ("vit" or "vit_cls") with this attention, in one precision."""
-    from vitfast.attention import NoWorkingAttention
     from vitfast.implementation import variant
+    from vitfast.tokamax_attention import NoWorkingAttention
     from vitspec.testing import AdapterError, check
     from vitspec.testing.precision import PRECISIONS as FORMATS
 
