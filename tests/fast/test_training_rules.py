@@ -28,6 +28,7 @@ from vitfast.training.evaluation import make_evaluate
 from vitfast.training.export import export_config
 from vitfast.training.optimizers import make_optimizer, make_schedule
 from vitspec.layers import losses
+from vitspec.presets import PRESETS
 from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 
 CONFIG = VisionTransformerConfig(
@@ -264,6 +265,8 @@ def test_configurations_are_adapted_to_the_data_and_the_objective():
     assert fitted == replace(plain, num_classes=7, image_h=8, image_w=10)
     without = replace(bare, cls_token=False)
     assert starting.adapted(without, classes=7).pool == "mean"
+    dinov2 = replace(PRESETS["dinov2-small"], num_classes=0)
+    assert export_config(starting.adapted(dinov2, classes=7)).pool == "cls_mean"
     masked = starting.adapted(replace(plain, pooler_dim=4), classes=7, masked=True)
     assert masked == replace(CONFIG, num_classes=0)
 

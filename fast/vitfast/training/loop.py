@@ -158,7 +158,7 @@ class _Run:
 
         self.dataset, self.config, self.recorder = dataset, config, recorder
         self.sharding, self.model_config = model.sharding, model.config
-        self.exportable = export_problem(model) is None
+        self.unexportable = export_problem(model)
         self.objective, self.processor = config.to_objective(), processor
         self.splits = to_splits(dataset, config)
         index, count = rows_of_process(self.sharding)
@@ -195,6 +195,8 @@ class _Run:
         self.recorder.begin(self.steps, self.batches.steps_per_epoch, self.done)
         if self.done < self.steps:
             self.recorder.line(what_follows(self.state.model, self.splits, self.config, self.steps))
+            if self.recorder.directory is not None and self.unexportable:
+                self.recorder.line(f"nothing will be exported: {self.unexportable}")
 
     def train(self, on_step: OnStep | None, request: Request) -> None:
         """Make the steps that are left, unless a signal asks for an end."""
@@ -343,7 +345,7 @@ class _Run:
     def _export(self, model: Any, path: Any) -> Path | None:
         """Write the model as Hugging Face's, with its image processor and the classes' names."""
         directory = self.recorder.directory
-        if path is None and directory is not None and self.exportable:
+        if path is None and directory is not None and not self.unexportable:
             path = directory.export
         if path is None:
             return None

@@ -44,7 +44,10 @@ def adapted(
         changes |= {"num_classes": classes}
         if config.decoder_stride:
             changes |= {"decoder_stride": 0, "mask_token": False}
-        if config.pool == "none":
+        if config.layer_scale and config.cls_token and not config.num_classes:
+            # What Hugging Face's classifier of a DINOv2 reads: the model can then be exported.
+            changes |= {"pool": "cls_mean"}
+        elif config.pool == "none":
             changes |= {"pool": "cls" if config.cls_token else "mean"}
     if channels is not None:
         changes["in_channels"] = channels
