@@ -249,10 +249,10 @@ def _run(given: dict[str, Any], recipe: Any, config: Any, dataset: Any) -> None:
         found = f"test accuracy {100 * result.test_accuracy:.2f} %, {found}"
     console.print(f"{folder}: {found}, after step {result.step}", highlight=False, soft_wrap=True)
     if result.exported is not None:
-        use = (
-            "vitfast inspect" if result.test_accuracy is None else "vitfast classify IMAGE --model"
-        )
-        console.print(f"{use} {result.exported}", highlight=False, soft_wrap=True)
+        use = f"train --data {given['data']} --from"
+        if result.test_accuracy is not None:
+            use = "classify IMAGE --model"
+        console.print(f"vitfast {use} {result.exported}", highlight=False, soft_wrap=True)
 
 
 def _join_processes(
