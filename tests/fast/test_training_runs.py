@@ -16,6 +16,7 @@ from vitfast.data import Augmentation, ImageDataset, evaluation_batches, train_b
 from vitfast.training import gradient_check
 from vitfast.training.evaluation import hold_out, make_evaluate
 from vitfast.training.gradient_check import GradientReport
+from vitfast.training.loop import NotFinite
 from vitfast.training.preparation import processor_for
 from vitfast.training.reporting import RunDirectory
 from vitspec.errors import NotWellFormed
@@ -142,6 +143,17 @@ def test_patience_ends_a_run_for_good(dataset, model, tmp_path):
             assert one[f"{name}_loss"] == pytest.approx(found[name].loss, rel=1e-6)
             assert one[f"{name}_accuracy"] == found[name].accuracy
     assert again.test_loss == result.test_loss == found["test"].loss
+
+
+def test_parameters_that_are_not_finite_are_not_saved(dataset, model, tmp_path):
+    """Made by a step whose loss and gradient are finite."""
+    config = TrainConfig(
+        steps=2, batch_size=12, optimizer="sgd", learning_rate=1e30, weight_decay=1e20,
+        checkpoint_every=1, evaluate_every=0,
+    )  # fmt: skip
+    said = r"step 1: the update has made parameters that are not finite; nothing was saved"
+    with pytest.raises(NotFinite, match=said):
+        fit(model, dataset, config, run_directory=tmp_path / "run", quiet=True)
 
 
 def test_what_does_not_fit_the_machine_is_said(dataset):
