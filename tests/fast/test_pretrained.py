@@ -142,14 +142,14 @@ def test_inspect_says_what_a_checkpoint_is(folder, tmp_path):
 
 
 @pytest.mark.parametrize("layer", [(), ("--layer", "0")])
-def test_attention_draws_a_picture_of_the_size_that_the_model_sees(
+def test_attention_draws_what_the_model_sees_large_enough_to_be_seen(
     folder, picture, tmp_path, layer
 ):
     out = tmp_path / "map.png"
     result = run("attention", picture, "--model", folder, "--out", out, *layer)
     assert result.exit_code == 0, result.output
     with Image.open(out) as drawn:
-        assert drawn.size == (16, 16)
+        assert drawn.size == (224, 224)  # enlarged from (16, 16)
 
 
 def test_convert_rounds_and_cuts(folder, tmp_path):

@@ -20,6 +20,9 @@ Model = Annotated[str, typer.Option(help="A checkpoint: its folder, or its name 
 Json = Annotated[Path | None, typer.Option(help="Write the figures as JSON.")]
 UsePytorch = Annotated[bool, typer.Option("--use-pytorch", help="Read pytorch_model.bin.")]
 
+SMALLEST = 224
+"""Pixels of the smaller side of a picture of attention: smaller ones are enlarged."""
+
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -142,6 +145,8 @@ def attention(
         # Pixels that fill no patch are not looked at, so they are not shown.
         shown = seen[: grid[0] * config.patch_h, : grid[1] * config.patch_w]
         picture = np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown
+        times = math.ceil(SMALLEST / min(picture.shape[:2]))
+        picture = picture.repeat(times, axis=0).repeat(times, axis=1)
         save_picture(draw_attention(picture, found, title), out)
     console.print(f"{out}: {title} of {grid[0]} x {grid[1]} patches", highlight=False)
 
@@ -228,7 +233,9 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _print_table(title: str, columns: tuple[str, str], rows: Any) -> None:
-    table = Table(title=title, title_justify="left", show_header=any(columns))
+    # Not as the table's title, which would be folded to the table's width: it may be a path.
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    table = Table(show_header=any(columns))
     table.add_column(columns[0])
     table.add_column(columns[1], overflow="fold")
     for row in rows:
