@@ -310,21 +310,18 @@ def test_a_correct_sharded_step_is_never_rejected():
 
 def test_relu_is_kept_away_from_zero_in_every_block():
     """By the biases, which the step's program gets as well; later blocks see earlier moves."""
-    config = replace(STILL, activation="relu")
-    check = checking.GradientCheck(config, Classification(), images=8)
-    margin, key = kink_margin(PRECISIONS["float32"]), key_of(0)
+    config, rows = replace(STILL, activation="relu"), tuple(range(BATCH))
+    check = checking.GradientCheck(config, Classification(), images=BATCH)
+    given = model_of(0, config, dtype="bfloat16")  # whose moves are large
+    _, examples, (model, _) = check._point(0, given, batch_of(0), key_of(0), rows)
+    margin = kink_margin(PRECISIONS["bfloat16"])
 
-    def nearest_to_zero(model, examples):
+    def nearest_to_zero(model):
         traces = [exactly(model).trace(one.image) for one in examples]
         return [min(np.abs(trace.layers[i].ffn.hidden).min() for trace in traces) for i in range(2)]
 
-    before = []
-    for seed in range(6):
-        given = model_of(seed, config)
-        _, examples, (model, _) = check._point(0, given, batch_of(seed), key, tuple(range(8)))
-        before.append(nearest_to_zero(given, examples))
-        assert min(nearest_to_zero(model, examples)) > 0.99 * margin
-    assert np.median(before, axis=0).max() < 0.9 * margin
+    assert max(nearest_to_zero(given)) < 0.1 * margin
+    assert min(nearest_to_zero(model)) > 0.99 * margin
 
 
 def test_masked_pixels_are_kept_away_from_their_reconstruction():
