@@ -56,10 +56,20 @@ def session(tmp_path_factory):
     return directory, environment
 
 
-def test_every_command_prints_what_the_page_shows(session):
+PARTS = {"my_vit": "my_vit", "planted": "planted:", "rest": ""}
+"""The commands on the user's file follow on each other; the others stand alone, and in parts."""
+
+
+def part_of(command):
+    return next(part for part, word in PARTS.items() if word in command)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_command_prints_what_the_page_shows(session, part):
     directory, environment = session
-    assert len(steps()) >= 9
-    for command, expected, code in steps():
+    chosen = [step for step in steps() if part_of(step[0]) == part]
+    assert len(chosen) >= 3
+    for command, expected, code in chosen:
         done = subprocess.run(
             command, shell=True, cwd=directory, env=environment, capture_output=True, text=True,
             check=False, timeout=300,

@@ -179,16 +179,18 @@ def test_without_a_closest_one_such_cases_are_passed_over():
     limited = Limited()
     limited.closest = None
     limited.supports = lambda config: None if (config.image_h, config.image_w) == (4, 6) else "no"
-    report = check(limited, cases=3, laws=0, ill_formed=False)
+    report = check(limited, cases=3, interpolations=1, laws=0, ill_formed=False)
     assert [(r.check, r.status, r.reason) for r in report.results] == [
-        ("supports", "skipped", "no")
-    ] * 3
+        ("interpolation.supports", "skipped", "no"),
+        *[("supports", "skipped", "no")] * 3,
+    ]
 
 
 def test_a_diagnosis_is_at_the_closest_configurations_too():
     found, notes = points.cases(Limited())
+    first, *others = points.PRACTICAL_CASES
     assert [case.config for case in found] == [
-        ONLY.closest(case.config) for case in points.PRACTICAL_CASES
+        ONLY.closest(case.config) for case in (first, points.INTERPOLATED, *others)
     ]
     assert len(notes) == sum(ONLY.supports(c.config) is not None for c in points.PRACTICAL_CASES)
 

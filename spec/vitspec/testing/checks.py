@@ -347,12 +347,10 @@ def law_trial(
 
 def interpolation_trial(
     implementation: Any, precision: Precision, seed: int, index: int, config: Config | None
-) -> Trial | None:
-    """The trial of images of another size number `index` of `seed`; None if the model has none."""
+) -> Trial:
+    """The trial of images of another size number `index` of `seed`."""
     kind = KINDS[implementation.spec]
     case = kind.interpolated_case(np.random.default_rng([seed, index, 2]))
-    if case is None:
-        return None
     case = _with_config(implementation, case, config)
     return case_trial(implementation, precision, case, f"interpolation {index}")
 

@@ -254,7 +254,9 @@ def why_unsupported(implementation: Any, config: Config) -> str | None:
 
 def takes_other_sizes(implementation: Any) -> bool:
     """Whether it says that it takes images of another size than its configuration's."""
-    return getattr(implementation, "supports_size", None) is not None
+    kind = KINDS.get(implementation.spec)
+    says_so = getattr(implementation, "supports_size", None) is not None
+    return kind is not None and kind.interpolates and says_so
 
 
 def why_size_unsupported(implementation: Any, config: Config, size: tuple[int, int]) -> str | None:

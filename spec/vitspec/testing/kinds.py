@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,7 +46,10 @@ class ModelKind(ABC):
         smoke_configs: one-block models, tried in turn until the implementation supports one; then
             ViT-Base/16.
         ill_formed: for each rule of the configuration, what breaks it in the first of these.
+        interpolates: whether there are positions for images of another size.
     """
+
+    interpolates: ClassVar[bool] = False
 
     name: str
     config_type: type[Any]
@@ -78,9 +81,9 @@ class ModelKind(ABC):
     def tiled_case(self, rng: np.random.Generator) -> AnyCase:
         """A small random case whose patches tile the image, so that they can be moved."""
 
-    def interpolated_case(self, rng: np.random.Generator) -> AnyCase | None:
-        """A small random case with images of another size than positions; None: there are none."""
-        return None
+    def interpolated_case(self, rng: np.random.Generator) -> AnyCase:
+        """A small random case with images of another size, where positions are interpolated."""
+        raise NotImplementedError(f"the positions of {self.name} are of one size")
 
     def call(self, config: Any, image_shape: Shape) -> dict[str, Any]:
         """What a call of the model on images of this size is given besides, by keyword."""
@@ -166,6 +169,8 @@ class LeanKind(ModelKind):
 
 class PracticalKind(ModelKind):
     """`VisionTransformer`."""
+
+    interpolates = True
 
     def model(
         self, config: VisionTransformerConfig, params: Mapping[str, Array], image_shape: Shape

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vitspec.testing.implementations import takes_other_sizes
 from vitspec.testing.results import Report, Result
 from vitspec.testing.run import (
     CASE_CHECKS,
@@ -62,6 +63,7 @@ def parametrize_with_checks(
         )
         for one in implementations
         for name in known
+        if name not in INTERPOLATION_CHECKS or takes_other_sizes(one)
     ]
     return pytest.mark.parametrize(("implementation", "check"), cases)
 

@@ -147,7 +147,8 @@ class Report:
         kind, _, index = result.place.partition(" ")
         only = "" if result.check == "run" else f" --only {result.check}"
         if kind == "photograph":
-            return f"{command}{only} --cases 0 --interpolations 0 --laws 0 --no-vectors"
+            others = only or " --interpolations 0"  # of them no check has this name
+            return f"{command}{others} --cases 0 --laws 0 --no-vectors"
         if kind in ("case", "interpolation", "law"):
             return f"{command}{only} --{kind} {index}"
         if kind == "identities":

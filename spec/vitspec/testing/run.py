@@ -237,11 +237,13 @@ PERMUTATIONS = (
 def _check_interpolation(
     implementation: Any, settings: Settings, precision: Precision, index: int
 ) -> Iterator[Result]:
+    if not KINDS[implementation.spec].interpolates:
+        return
+    if index and not implementations.takes_other_sizes(implementation):
+        return  # one result is enough to say that nothing was checked
     trial = checks.interpolation_trial(
         implementation, precision, settings.seed, index, settings.config
     )
-    if trial is None or (index and not implementations.takes_other_sizes(implementation)):
-        return  # one result is enough to say that nothing was checked
     config, size = trial.point.config, trial.point.images.shape[2:]
     reason = implementations.why_unsupported(implementation, config)
     reason = reason or implementations.why_size_unsupported(implementation, config, size)

@@ -128,7 +128,7 @@ def _cases_of(spec: str) -> tuple[AnyCase, ...]:
 def _interpolated(implementation: Any, seed: int, config: Config | None) -> AnyCase | None:
     """The case with images of another size, if the implementation takes it."""
     i, case = implementation, replace(INTERPOLATED, seed=seed)
-    if i.spec != case.spec or not implementations.takes_other_sizes(i):
+    if not implementations.takes_other_sizes(i):
         return None
     wish = config or implementations.closest(i, case.config)
     near = case if wish == case.config else KINDS[case.spec].with_config(case, wish)

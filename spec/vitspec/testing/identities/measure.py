@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -91,8 +91,8 @@ def broken_by(mistake: Deviation, dtype: str = "float64") -> tuple[str, ...]:
     return tuple(dict.fromkeys(broken))
 
 
-def catalogue_table(kinds: Iterable[str]) -> Iterator[str]:
-    """Rows of Markdown: how many mistakes are seen, and what those in the gradients break."""
+def catalogue_table(kinds: Collection[str]) -> Iterator[str]:
+    """Rows of Markdown: how many mistakes are seen, and what each breaks."""
     yield "| kind | mistakes | by laws and structure alone | with difference quotients |"
     yield "| --- | --- | --- | --- |"
     for kind in kinds:
@@ -103,8 +103,13 @@ def catalogue_table(kinds: Iterable[str]) -> Iterator[str]:
     yield "| mistake | breaks |"
     yield "| --- | --- |"
     for mistake in CATALOGUE:
-        if mistake.kind in ("backward", "batch"):
-            yield f"| `{mistake.name}` | {', '.join(broken_by(mistake))} |"
+        if mistake.kind in kinds:
+            yield catalogue_row(mistake)
+
+
+def catalogue_row(mistake: Deviation) -> str:
+    """What a mistake breaks."""
+    return f"| `{mistake.name}` | {', '.join(broken_by(mistake)) or 'nothing'} |"
 
 
 def table(dtypes: Iterable[str], count: int) -> Iterator[str]:
