@@ -13,6 +13,7 @@ from flax import nnx
 from support.compare import assert_close
 from vitfast import TrainConfig, VisionTransformer, fit, to_flat
 from vitfast.data import Augmentation, ImageDataset, evaluation_batches, train_batches
+from vitfast.images import ImageProcessor
 from vitfast.training import gradient_check
 from vitfast.training.evaluation import hold_out, make_evaluate
 from vitfast.training.gradient_check import GradientReport
@@ -143,6 +144,10 @@ def test_patience_ends_a_run_for_good(dataset, model, tmp_path):
             assert one[f"{name}_loss"] == pytest.approx(found[name].loss, rel=1e-6)
             assert one[f"{name}_accuracy"] == found[name].accuracy
     assert again.test_loss == result.test_loss == found["test"].loss
+    exported = ImageProcessor.from_pretrained(tmp_path / "run" / "export")
+    assert exported == processor_for(model, dataset)
+    mean = dataset.train.images.mean() / 255
+    assert exported.image_mean == pytest.approx([mean], abs=1e-3)
 
 
 def test_parameters_that_are_not_finite_are_not_saved(dataset, model, tmp_path):
