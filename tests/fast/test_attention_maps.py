@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.fresh import fresh_rng
 from vitfast.attention_maps import (
     VIRIDIS,
     attention_rollout,
@@ -18,7 +19,7 @@ from vitfast.attention_maps import (
 )
 from vitspec.errors import InvalidArray
 
-RNG = np.random.default_rng()
+RNG = fresh_rng()
 
 
 def weights(layers, heads, tokens):

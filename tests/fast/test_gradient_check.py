@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from support.fresh import fresh_rng
 from support.meshes import LAYOUTS
 from vitfast import BlockFactors, Factors, from_flat, ops, shard_images, to_flat
 from vitfast.dropout_factors import dropout_factors
@@ -215,7 +216,7 @@ def test_a_departing_gradient_is_named(monkeypatch):
 
 def test_a_low_precision_s_loss_errs_as_float32_does_and_the_model_as_it_does():
     """What enters, the loss's own operations, and what goes back into the model."""
-    rng, (low, high) = np.random.default_rng(), (PRECISIONS["bfloat16"].u, PRECISIONS["float32"].u)
+    rng, (low, high) = fresh_rng(), (PRECISIONS["bfloat16"].u, PRECISIONS["float32"].u)
     x, world = rng.uniform(1, 2, 1000), Erring(PRECISIONS["bfloat16"], rng, False, "float64")
     of_model = np.asarray(world.given(x.astype(np.float32)))
     of_loss = np.asarray(world.into_loss(x) * 1.5) / 1.5

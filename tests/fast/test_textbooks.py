@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.compare import assert_close, assert_flat_close
+from support.fresh import fresh_rng
 from vitfast import D2LViT, to_flat, vit_forward
 from vitfast.convert import fill
 from vitfast.implementation import compiled, logits_and_vjp
@@ -48,7 +49,7 @@ def assert_it_is_the_specification(model, image, rng):
 
 def test_vit_forward_is_the_specification_and_has_the_numbers_of_the_tutorials_modules():
     """The tutorial's are modules of Flax, made in its order from the same seed."""
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     seed, image = int(rng.integers(2**31)), rng.standard_normal((7, 10, 2))
     with jax.enable_x64(True):
         model = nnx_tutorial_vit(seed, image.shape, **TUTORIAL, dtype="float64")
@@ -74,7 +75,7 @@ def test_vit_forward_is_a_pure_function_that_jax_can_transform():
 
 
 def test_d2l_is_the_specification_with_the_books_hyperparameters():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     config = d2l_config(*D2L, num_classes=7, in_channels=2)
     model = D2LViT(*D2L, 0.3, num_classes=7, in_channels=2, param_dtype="float64", rngs=None)
     with jax.enable_x64(True):

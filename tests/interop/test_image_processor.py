@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.fresh import fresh_rng
 from vitfast.images import ImageProcessor
 from vitspec.testing.photograph import PHOTOGRAPH
 
@@ -51,7 +52,7 @@ def photograph():
 @pytest.fixture(scope="module")
 def pictures(photograph):
     """The photograph, whole, small, large, and cut to odd shapes; and noise."""
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     sizes = [(225, 223), (31, 300), (300, 31), (256, 256), (1, 9), (700, 150), (5, 3)]
     found = [photograph, photograph.resize((640, 427)), photograph.crop((3, 50, 120, 220))]
     return found + [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
@@ -88,7 +89,7 @@ def test_each_step_left_out(off, pictures):
 
 
 def test_numbers_of_one_s_own(pictures):
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     for _ in range(5):
         assert_same(
             "ViT", pictures[:4], rescale_factor=float(rng.uniform(1e-3, 2)),

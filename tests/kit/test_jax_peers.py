@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("flax")
 
+from support.fresh import fresh_rng
 from vitspec import VisionTransformerConfig
 from vitspec.testing.adapters.peers import big_vision, bonsai, jimm, textbooks
 from vitspec.testing.adapters.peers.jax_table import JAX_PEERS
@@ -43,7 +44,7 @@ def trial_of(implementation, values="normal"):
     """A fresh case at the nearest configuration that the implementation has."""
     config = implementation.closest(CONFIG)
     assert implementation.supports(config) is None
-    seed = int(np.random.default_rng().integers(2**31))
+    seed = int(fresh_rng().integers(2**31))
     case = VisionTransformerCase(config, seed, values, batch=2)
     return case_trial(implementation, PRECISIONS["float32"], case)
 
