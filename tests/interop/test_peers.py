@@ -18,7 +18,14 @@ from vitspec.testing.adapters.peers import hugging_face, torch_libraries
 from vitspec.testing.adapters.peers.registry import PEERS, load_peer
 from vitspec.testing.adapters.peers.torch_table import TORCH_PEERS
 from vitspec.testing.adapters.practical_maps import TRANSFORMERS, TRANSFORMERS_DINOV2
-from vitspec.testing.checks import Trial, check_forward, check_vjp
+from vitspec.testing.checks import (
+    Trial,
+    case_trial,
+    check_forward,
+    check_interpolated_forward,
+    check_interpolated_vjp,
+    check_vjp,
+)
 from vitspec.testing.practical_cases import VisionTransformerCase
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point, evaluate_spec
@@ -81,6 +88,34 @@ def test_logits_and_all_gradients_are_the_specifications(name, config):
     one = trial(peer(name), config)
     assert one.found.keys() == {"logits", "image", *one.point.params}
     assert [check(one).status for check in (check_forward, check_vjp)] == ["passed"] * 2
+
+
+INTERPOLATED = {
+    "transformers": ("float64", "passed"),
+    "transformers-eager": ("float32", "passed"),
+    "transformers-bare": ("float64", "passed"),
+    "transformers-dinov2": ("float32", "passed"),
+    "timm": ("float64", "failed"),
+}
+"""What other sizes are taken by; timm smooths its positions, DINOv2's are in float32 always."""
+
+
+@pytest.mark.parametrize("name", INTERPOLATED)
+def test_interpolated_positions_are_the_specifications_but_timms(name):
+    one, (precision, status) = peer(name), INTERPOLATED[name]
+    config = one.closest(replace(CONFIG, image_h=9, image_w=9, patch_h=3, patch_w=3))
+    case = VisionTransformerCase(config, seed=8, batch=2, image_size=(6, 15))
+    assert one.supports_size(config, *case.image_size) is None
+    trial = case_trial(one, PRECISIONS[precision], case)
+    results = [check_interpolated_forward(trial), check_interpolated_vjp(trial)]
+    assert [result.status for result in results] == [status] * 2
+
+
+def test_transformers_and_timm_refuse_what_they_do_not_interpolate():
+    config = replace(peer("transformers").closest(CONFIG), image_h=9, image_w=9)
+    assert "3 x 4 patches of 3 x 2" in peer("transformers").supports_size(config, 12, 12)
+    assert "6 x 7" in peer("timm").supports_size(config, 6, 7)
+    assert peer("timm").supports_size(config, 6, 8) is None
 
 
 def test_vit_pytorch_departs_by_its_norms_of_patches():

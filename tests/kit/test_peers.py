@@ -293,6 +293,19 @@ def wrong():
 BIAS = Deviation(("vjp.patch_embed.bias",), "choice", "averaged over the patches")
 
 
+def aligned():
+    """A peer that aligns the corners of interpolated positions, and is right at its own size."""
+    return implementations.planted_implementation("positions-corners-aligned")
+
+
+def test_a_peer_may_depart_at_other_sizes_alone(peers):
+    other_sizes = Deviation(("interpolation.forward", "interpolation.vjp"), "choice", "aligned")
+    peers(peer(target="test_peers:aligned", deviations=(other_sizes,)))
+    for report in peer_reports.grade_here("mine", replace(SMALL, interpolations=1)):
+        assert report.conforms
+        assert peer_reports.verdict(report) == "conforms; departs at other sizes, as declared"
+
+
 @pytest.mark.parametrize("declared", [False, True])
 def test_what_is_declared_with_a_peer_is_excused(peers, declared):
     peers(peer(target="test_peers:wrong", deviations=(BIAS,) * declared))

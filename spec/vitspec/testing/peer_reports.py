@@ -158,6 +158,8 @@ def verdict(report: Report) -> str:
         return report.verdict
     if {"forward", "vjp"} & {*declared}:
         return "departs, as declared"
+    if {"interpolation.forward", "interpolation.vjp"} & {*declared}:
+        return "conforms; departs at other sizes, as declared"
     return f"conforms, {len(declared)} declared" if declared else "conforms"
 
 
