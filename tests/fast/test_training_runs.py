@@ -3,6 +3,7 @@
 The model has no blocks, so that its programs compile at once.
 """
 
+from contextlib import ExitStack
 from unittest import mock
 
 import jax
@@ -19,6 +20,7 @@ from vitfast.training.evaluation import hold_out, make_evaluate
 from vitfast.training.gradient_check import GradientReport
 from vitfast.training.loop import NotFinite
 from vitfast.training.preparation import processor_for
+from vitfast.training.recording import Recorder
 from vitfast.training.reporting import RunDirectory
 from vitspec.errors import NotWellFormed
 from vitspec.testing.tolerance import Grade
@@ -159,6 +161,14 @@ def test_parameters_that_are_not_finite_are_not_saved(dataset, model, tmp_path):
     said = r"step 1: the update has made parameters that are not finite; nothing was saved"
     with pytest.raises(NotFinite, match=said):
         fit(model, dataset, config, run_directory=tmp_path / "run", quiet=True)
+
+
+def test_only_the_first_process_shows_how_it_goes(monkeypatch):
+    shows = []
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shows.append(Recorder(ExitStack(), TrainConfig(steps=1), None, quiet=False).shows)
+    assert shows == [True, False]
 
 
 def test_what_does_not_fit_the_machine_is_said(dataset):
