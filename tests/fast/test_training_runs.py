@@ -4,6 +4,7 @@ The model has no blocks, so that its programs compile at once.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from unittest import mock
 
 import jax
@@ -17,6 +18,7 @@ from vitfast.data import Augmentation, ImageDataset, evaluation_batches, train_b
 from vitfast.images import ImageProcessor
 from vitfast.training import gradient_check
 from vitfast.training.evaluation import hold_out, make_evaluate
+from vitfast.training.export import export
 from vitfast.training.gradient_check import GradientReport
 from vitfast.training.loop import NotFinite
 from vitfast.training.preparation import processor_for
@@ -28,7 +30,7 @@ from vitspec.vision_transformer_config import DropoutRates, VisionTransformerCon
 
 CONFIG = VisionTransformerConfig(
     image_h=4, image_w=6, in_channels=1, patch_h=2, patch_w=2, embed_dim=8, hidden_dim=8,
-    head_count=2, num_layers=0, num_classes=3, dropout=DropoutRates(embedding=0.1),
+    head_count=2, num_layers=0, num_classes=3, pool="mean", dropout=DropoutRates(embedding=0.1),
 )  # fmt: skip
 
 ALONE = {"process_index": 0, "process_count": 1}
@@ -146,10 +148,15 @@ def test_patience_ends_a_run_for_good(dataset, model, tmp_path):
             assert one[f"{name}_loss"] == pytest.approx(found[name].loss, rel=1e-6)
             assert one[f"{name}_accuracy"] == found[name].accuracy
     assert again.test_loss == result.test_loss == found["test"].loss
-    exported = ImageProcessor.from_pretrained(tmp_path / "run" / "export")
-    assert exported == processor_for(model, dataset)
+
+
+def test_an_export_has_the_processor_of_the_training(dataset, tmp_path):
+    plain = VisionTransformer(replace(CONFIG, pool="cls"), rngs=nnx.Rngs(0))
+    processor = processor_for(plain, dataset)
+    export(plain, tmp_path, None, processor)
+    assert ImageProcessor.from_pretrained(tmp_path) == processor
     mean = dataset.train.images.mean() / 255
-    assert exported.image_mean == pytest.approx([mean], abs=1e-3)
+    assert processor.image_mean == pytest.approx([mean], abs=1e-3)
 
 
 def test_parameters_that_are_not_finite_are_not_saved(dataset, model, tmp_path):
