@@ -19,9 +19,10 @@ def keep_freed_memory() -> bool:
     call and frees it after; glibc gives blocks of that size (1.4 GB for the gradient of ViT-B/16 at
     batch 8) back to the system, which must clear every page of the next: anything from a tenth of a
     call's time to more than the call itself, on a virtual machine whose host takes pages back too.
-    Call this before the first computation, in a program of your own: it concerns the whole process,
-    whose memory then never shrinks. Pages of 2 MB do as much again, but only the environment can
-    ask for them, before Python starts: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` (glibc 2.35).
+    Call this before JAX has found its devices, in a program of your own: what threads that run
+    already have is not kept. It concerns the whole process, whose memory then never shrinks. Pages
+    of 2 MB do as much again, but only the environment can ask for them, before Python starts:
+    `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` (glibc 2.35).
 
     Returns:
         Whether it took effect: on Linux with glibc it does.

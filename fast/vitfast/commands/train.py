@@ -262,9 +262,10 @@ def _join_processes(
     explicit = (coordinator, processes, process)
     if any(one is not None for one in explicit) and None in explicit:
         fail(USAGE, "--coordinator, --processes and --process: give all three, or --distributed")
-    import jax
-
     from vitfast.allocator import keep_freed_memory
+
+    keep_freed_memory()  # before JAX has threads: what is theirs already is not kept
+    import jax
 
     if dtype == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -272,8 +273,6 @@ def _join_processes(
         jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
     elif cluster:
         jax.distributed.initialize()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
 
 
 def _mesh(fsdp: int, tensor_parallel: int) -> Any:
