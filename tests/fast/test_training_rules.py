@@ -4,6 +4,7 @@ The model has no blocks: what is looked at here does not depend on them, and it 
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ import pytest
 from flax import nnx
 
 from support.compare import assert_close, assert_flat_close
+from support.fresh import fresh_rng
 from vitfast import TrainConfig, VisionTransformer, to_flat
-from vitfast.data import Augmentation
+from vitfast.convert import fill
+from vitfast.data import Augmentation, ImageDataset
+from vitfast.sharding import NoSharding, ViTSharding, make_mesh
 from vitfast.training import (
     Classification,
     MaskedImageModelling,
@@ -27,6 +31,8 @@ from vitfast.training.best import Best
 from vitfast.training.evaluation import make_evaluate
 from vitfast.training.export import export_config
 from vitfast.training.optimizers import make_optimizer, make_schedule
+from vitfast.training.preparation import require_trainable
+from vitspec.errors import NotWellFormed
 from vitspec.layers import losses
 from vitspec.presets import PRESETS
 from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
@@ -66,7 +72,7 @@ def test_three_updates_by_hand():
         steps=5, optimizer="sgd", learning_rate=0.3, schedule="linear", warmup_steps=1,
         momentum=0.9, weight_decay=0.2, clip_norm=0.1, accumulation=2, label_smoothing=0.1,
     )  # fmt: skip
-    rng, objective = np.random.default_rng(), c.to_objective()
+    rng, objective = fresh_rng(), c.to_objective()
 
     def loss(model, rows, key):
         return objective.losses(model, rows, key).mean()
@@ -117,7 +123,7 @@ def updates(config, gradients, model):
 def test_adamw_by_hand(model):
     """Two updates; the decay is not in the moments."""
     c = TrainConfig(steps=2, learning_rate=0.1, weight_decay=0.3, beta1=0.7, beta2=0.8)
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     gradients = [
         jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), model)
         for _ in range(2)
@@ -154,9 +160,23 @@ def test_masks_are_drawn_for_each_image_and_patch():
     assert np.any(of_masks != of_dropout)
 
 
+@pytest.mark.parametrize("objective", [Classification(), MaskedImageModelling()])
+def test_training_has_dropout(model, objective):
+    """By the same key, for it also draws the masks."""
+    images = fresh_rng().standard_normal((4, 4, 6, 2)).astype(np.float32)
+    batch = images, np.arange(4, dtype=np.int32) % 3
+    free = replace(CONFIG, pool="mean", dropout=DropoutRates())
+    losses_of = jax.jit(lambda one: objective.losses(one, batch, jax.random.key(1)))
+    with_dropout, without = (
+        np.asarray(losses_of(fill(VisionTransformer(config, rngs=nnx.Rngs(1)), to_flat(model))))
+        for config in (replace(free, dropout=CONFIG.dropout), free)
+    )
+    assert (np.abs(with_dropout - without) > 1e-3 * without).all()
+
+
 def test_evaluation_of_masked_image_modelling_has_no_dropout_and_no_padding(model):
     """With all patches masked, masks are known."""
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     images = rng.standard_normal((4, 4, 6, 2)).astype(np.float32)
     weights = np.array([1, 1, 1, 0], np.float32)
     batches = [(images, np.zeros(4, np.int32), weights)] * 2
@@ -172,12 +192,38 @@ def test_evaluation_of_masked_image_modelling_has_no_dropout_and_no_padding(mode
 
 
 def test_evaluation_of_classification_has_no_dropout(model):
-    images = np.random.default_rng().standard_normal((4, 4, 6, 2)).astype(np.float32)
+    images = fresh_rng().standard_normal((4, 4, 6, 2)).astype(np.float32)
     labels = np.arange(4, dtype=np.int32) % 3
     found = make_evaluate(Classification(0.3))(model, [(images, labels, np.ones(4, np.float32))])
     logits = np.asarray(jax.jit(lambda model: model(images))(model).logits, np.float64)
     expected = [losses.cross_entropy(z, int(k)) for z, k in zip(logits, labels, strict=True)]
     assert found.loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+# ---- what cannot be trained ----------------------------------------------------------------------
+
+
+def problems(model, **changes):
+    """What is said of a batch of 24 images."""
+    images, labels = np.zeros((24, 4, 6), np.uint8), np.arange(24) % 3
+    dataset = ImageDataset.from_arrays(images, labels, images, labels)
+    with pytest.raises(NotWellFormed) as error:
+        require_trainable(model, dataset, TrainConfig(steps=1, batch_size=24, **changes))
+    return str(error.value)
+
+
+def test_parts_that_the_devices_do_not_divide_are_refused():
+    model = SimpleNamespace(config=CONFIG, param_dtype="float32", sharding=ViTSharding())
+    with jax.set_mesh(make_mesh(data=2, fsdp=4)):
+        assert "parts of 12 images do not divide over 8 devices" in problems(model, accumulation=2)
+        found = problems(model, accumulation=3, evaluation_batch_size=20)
+    assert "parts of" not in found
+    assert "evaluation_batch_size: 20 images do not divide over 8 devices" in found
+
+
+def test_only_a_vision_transformer_s_gradients_are_checked():
+    model = SimpleNamespace(config=CONFIG, param_dtype="float32", sharding=NoSharding())
+    assert "check_gradients: is for a VisionTransformer" in problems(model, check_gradients=2)
 
 
 # ---- the best ------------------------------------------------------------------------------------
