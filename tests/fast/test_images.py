@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from support.fresh import fresh_rng
 from vitfast.images import MAX_PIXELS, ImageProcessor, InvalidImage
 from vitfast.images.quiet import FILTER, without_warnings
 from vitfast.images.reading import read_picture
@@ -560,7 +561,7 @@ def damaged(data, rng):
 
 
 def test_a_damaged_file_is_a_picture_or_our_error():
-    rng = np.random.default_rng()
+    rng = fresh_rng()
     processor = ImageProcessor(size=(8, 9), max_pixels=10**6)
     read = refused = 0
     with warnings.catch_warnings():

@@ -22,6 +22,7 @@ from vitfast.training import (
     Classification,
     MaskedImageModelling,
     TrainState,
+    feeding,
     make_update,
     new_state,
     recipes,
@@ -219,6 +220,29 @@ def test_parts_that_the_devices_do_not_divide_are_refused():
         found = problems(model, accumulation=3, evaluation_batch_size=20)
     assert "parts of" not in found
     assert "evaluation_batch_size: 20 images do not divide over 8 devices" in found
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [((0, 1, 2, 3), (0, 2)), ((4, 5), (2, 4)), ((0, 2), None), ((1, 2), None), ((0, 1, 2), None)],
+)
+def test_a_process_reads_neighbouring_parts_or_none(monkeypatch, own, expected):
+    """Of the eight parts of a batch, of which its devices hold these."""
+
+    class Held:
+        def __init__(self, mesh, spec):
+            pass
+
+        def addressable_devices_indices_map(self, shape):
+            return {i: (slice(i, i + 1),) for i in own}
+
+    monkeypatch.setattr(feeding, "NamedSharding", Held)
+    with jax.set_mesh(make_mesh(data=2, fsdp=4)):
+        if expected is not None:
+            assert feeding.rows_of_process(ViTSharding()) == expected
+        else:
+            with pytest.raises(ValueError, match="order the devices of the mesh by process"):
+                feeding.rows_of_process(ViTSharding())
 
 
 def test_only_a_vision_transformer_s_gradients_are_checked():
