@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from vitspec.testing.catalogue import CATALOGUE
-from vitspec.testing.diagnose import diagnosis_table, pairs_table, rows_table
-from vitspec.testing.diagnose.table import PAIRS
+from vitspec.testing.diagnosis import diagnosis_table, pairs_table, rows_table
+from vitspec.testing.diagnosis.table import PAIRS
 
 
 def main() -> None:

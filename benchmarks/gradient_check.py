@@ -31,9 +31,9 @@ from vitfast.training.gradient_check.examples import examples_of
 from vitfast.training.gradient_check.reference import Exact, Reference
 from vitfast.training.objectives import Classification
 from vitspec.presets import preset
-from vitspec.testing.catalogue import Deviation, deviations_of
-from vitspec.testing.diagnose.search import Candidate, mistaken
-from vitspec.testing.practical_cases import NAME
+from vitspec.testing.catalogue import Deviation
+from vitspec.testing.diagnosis.search import Candidate, mistaken
+from vitspec.testing.families import FAMILIES
 from vitspec.testing.precision import PRECISIONS
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -99,8 +99,9 @@ def first_check() -> None:
     # As AdamW's first update does, at its usual learning rate.
     moved = {n: (p - 1e-3 * np.sign(fresh.truth[n])).astype(p.dtype) for n, p in flat.items()}
     later = Reference(config, moved, examples, Classification(), precision, rng)
-    missed = [one for one in deviations_of(NAME) if not all(caught(fresh, one))]
-    print(f"caught right after initialisation: {len(deviations_of(NAME)) - len(missed)}")
+    mistakes = FAMILIES["vision-transformer"].mistakes()
+    missed = [one for one in mistakes if not all(caught(fresh, one))]
+    print(f"caught right after initialisation: {len(mistakes) - len(missed)}")
     for one in missed:
         at_once, then = caught(fresh, one), caught(later, one)
         print(f"{one.name}: at once {at_once}, after one update {then}", flush=True)

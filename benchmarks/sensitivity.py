@@ -30,11 +30,13 @@ from vitspec import ViTConfig
 from vitspec.testing.adapters.peers import jax_vit, torch_vit_training
 from vitspec.testing.adapters.peers.plain_jax import plain_jax_vit
 from vitspec.testing.adapters.peers.torch_modules import torch_encoder_vit
-from vitspec.testing.cases import Case
-from vitspec.testing.checks import case_trial, check_forward, check_vjp
-from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.families import Case
+from vitspec.testing.implementations import Subject
 from vitspec.testing.report import write_atomically, write_json
 from vitspec.testing.results import environment
+from vitspec.testing.settings import Settings
+from vitspec.testing.suites.suite import against_the_truth
+from vitspec.testing.trial import case_trial
 
 CONFIG = ViTConfig(
     patch_h=4, patch_w=4, stride=4, padding=0,
@@ -190,8 +192,8 @@ def vitspec_trial(implementation: Any, dtype: str) -> Tool:
                 return dict(d_params) | {BENT: bend(np.asarray(d_params[BENT]))}, d_images
 
         Bent.dtype = dtype  # type: ignore[attr-defined]
-        trial = case_trial(Bent(), PRECISIONS[dtype], CASE)
-        return check_forward(trial).status == check_vjp(trial).status == "passed"
+        results = against_the_truth(case_trial(Subject(Bent(), dtype), CASE), Settings())
+        return all(result.status == "passed" for result in results)
 
     return accepts
 

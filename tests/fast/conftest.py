@@ -9,7 +9,7 @@ import jaxtyping
 import pytest
 
 from vitspec import ViTConfig
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 
 # Must come before the first use of a device. One device is as before; the others are for meshes.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -16,7 +16,7 @@ from vitfast.implementation import vit, vit_cls
 from vitspec import ViTConfig
 from vitspec.geometry import patch_count
 from vitspec.testing import strategies
-from vitspec.testing.cases import MODELS, Case
+from vitspec.testing.families import MODELS, Case
 
 TOLERANCE = 1e-11
 BATCH = 2

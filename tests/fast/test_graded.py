@@ -20,11 +20,11 @@ from vitfast import from_flat, to_flat
 from vitfast.implementation import compiled, variant
 from vitspec.models.parameters import parameter_shapes, random_parameters
 from vitspec.testing import check, strategies
-from vitspec.testing.cases import MODELS
-from vitspec.testing.checks import Trial, kink_margin
-from vitspec.testing.implementations import describe
+from vitspec.testing.families import MODELS
+from vitspec.testing.trial import Trial, kink_margin
+from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import PRECISIONS
-from vitspec.testing.reference import Point, trace_taps
+from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
 
 CASES = {"vit": small_case(), "vit-cls": small_case("vit-cls", embed_dim=10)}
 """Sixteen tokens in three heads, which for "vit-cls" do not divide the width."""
@@ -53,7 +53,7 @@ class Drawn(Point):
     values: str = ""
 
     def _repr_pretty_(self, printer, cycle):
-        printer.text(f"<{self.values} numbers, {describe(self)}>")
+        printer.text(f"<{self.values} numbers, {self}>")
 
 
 @st.composite
@@ -119,11 +119,13 @@ def largest_score(point):
 def test_logits_and_every_gradient_are_within_the_kit_s_bounds(precision, spec, data):
     precision = PRECISIONS[precision]
     point = data.draw(points(CASES[spec], precision))
-    spec_itself = Trial(None, point, precision, np.random.default_rng(0))
+    right = Subject(SpecImplementation(spec, precision.name))
+    spec_itself = Trial(right, point, np.random.default_rng(0))
     for implementation in implementations(spec, precision.name):
         if "chunked" in implementation.name and largest_score(point) > CHUNKED_UP_TO:
             continue
-        trial = Trial(implementation, point, precision, np.random.default_rng(0))
+        subject = Subject(implementation, precision.name)
+        trial = Trial(subject, point, np.random.default_rng(0))
         # What is true, and what it costs, does not depend on who is graded.
         trial.truth, trial.prices = spec_itself.truth, spec_itself.prices
         departures = [g for g in map(trial.grade, trial.truth) if not g.conforms]
@@ -138,7 +140,7 @@ def test_in_float64_logits_and_every_gradient_are_within_1e_12(spec, seed):
     precision = PRECISIONS["float64"]
     point = Point.of(replace(CASES[spec], seed=seed)).rounded(precision)
     for implementation in implementations(spec, "float64"):
-        trial = Trial(implementation, point, precision, np.random.default_rng(0))
+        trial = Trial(Subject(implementation, "float64"), point, np.random.default_rng(0))
         assert_flat_close(trial.found, trial.truth, 1e-12)
 
 
@@ -161,7 +163,7 @@ def test_uncompiled_it_is_the_same_function(how):
     """With jit disabled a scan is a Python loop, and every operation runs by itself."""
     case = small_case("vit-cls", num_layers=1, embed_dim=6)
     point = Point.of(case).rounded(PRECISIONS["float64"])
-    truth = Trial(None, point, PRECISIONS["float64"], np.random.default_rng(0)).truth
+    truth = evaluate_spec(point)
     with jax.enable_x64(True), jax.disable_jit(how == "with jit disabled"):
         model = from_flat(case.config, point.params, **case.size, pool="cls")
         images = jnp.asarray(point.images.transpose(0, 2, 3, 1))

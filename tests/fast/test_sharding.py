@@ -33,7 +33,7 @@ from vitfast.sharding import (
     make_mesh,
     shard_images,
 )
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 
 TOLERANCE = 1e-12
 

@@ -11,24 +11,20 @@ import numpy as np
 import pytest
 
 from support.compare import relative_error
+from support.trials import check_forward, check_vjp, trial_at
 from vitspec import VisionTransformerConfig
-from vitspec.testing import implementations, peer_reports
+from vitspec.testing import peer_reports
 from vitspec.testing.adapters import from_torch
 from vitspec.testing.adapters.peers import hugging_face, torch_libraries
 from vitspec.testing.adapters.peers.registry import PEERS, load_peer
 from vitspec.testing.adapters.peers.torch_table import TORCH_PEERS
 from vitspec.testing.adapters.practical_maps import TRANSFORMERS, TRANSFORMERS_DINOV2
-from vitspec.testing.checks import (
-    Trial,
-    case_trial,
-    check_forward,
-    check_interpolated_forward,
-    check_interpolated_vjp,
-    check_vjp,
-)
-from vitspec.testing.practical_cases import VisionTransformerCase
+from vitspec.testing.families import VisionTransformerCase
+from vitspec.testing.finding import find
+from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point, evaluate_spec
+from vitspec.testing.trial import Trial
 
 torch = pytest.importorskip("torch")
 
@@ -55,7 +51,7 @@ def skip_unless_installed(name):
 @cache
 def peer(name):
     skip_unless_installed(name)
-    return implementations.find(name)
+    return find(name)
 
 
 def point_of(config, precision="float64", seed=7):
@@ -67,9 +63,8 @@ def trial(one, config=CONFIG):
     """At the closest configuration, in float64 if that is claimed."""
     config = one.closest(config)
     assert one.supports(config) is None
-    precision = PRECISIONS["float64" if "float64" in one.dtype else "float32"]
-    point = point_of(config, precision.name)
-    return Trial(one, point, precision, np.random.default_rng(3), runs=4)
+    dtype = "float64" if "float64" in one.dtype else "float32"
+    return Trial(Subject(one, dtype), point_of(config, dtype), np.random.default_rng(3), runs=4)
 
 
 def error_of_logits(one, config):
@@ -106,8 +101,8 @@ def test_interpolated_positions_are_the_specifications_but_timms(name):
     config = one.closest(replace(CONFIG, image_h=9, image_w=9, patch_h=3, patch_w=3))
     case = VisionTransformerCase(config, seed=8, batch=2, image_size=(6, 15))
     assert one.supports_size(config, *case.image_size) is None
-    trial = case_trial(one, PRECISIONS[precision], case)
-    results = [check_interpolated_forward(trial), check_interpolated_vjp(trial)]
+    trial = trial_at(one, case, precision)
+    results = [check_forward(trial), check_vjp(trial)]
     assert [result.status for result in results] == [status] * 2
 
 

@@ -17,7 +17,7 @@ from vitspec.layers.attention import (
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
 )
-from vitspec.testing.cases import MODELS, random_case
+from vitspec.testing.families import FAMILIES, MODELS
 from vitspec.testing.photograph import load_photograph
 
 torch = pytest.importorskip("torch")
@@ -109,7 +109,7 @@ def shared_case(spec, seed):
     """A random case of at least two tokens, whose heads divide the width as PyTorch's must."""
     rng = np.random.default_rng([seed, 60, spec == "vit-cls"])
     while True:
-        case = random_case(rng, spec)
+        case = FAMILIES[spec].random_case(rng)
         c = case.config
         # The gradients of Wq and Wk are zero for one token: only rounding could be compared.
         if patch_count(c, case.height, case.width) > 1:

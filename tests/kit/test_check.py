@@ -5,16 +5,29 @@ from functools import cache
 
 import numpy as np
 import pytest
+from support.trials import (
+    check_forward,
+    check_vjp,
+    default_trial,
+    results_of,
+    same_point,
+    trial_at,
+)
 
 from vitspec import ViTConfig
-from vitspec.testing import check, checks
-from vitspec.testing.cases import Case, away_from_kinks, nearest_gap, random_case
+from vitspec.testing import check
 from vitspec.testing.catalogue import CATALOGUE, Deviation, planted
-from vitspec.testing.laws import law_case, laws
+from vitspec.testing.families import FAMILIES, Case, nearest_gap
+from vitspec.testing.families.lean import ILL_FORMED, SMOKE_CONFIGS
+from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.laws import PERMUTATIONS, permutations
 from vitspec.testing.photograph import load_photograph
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, price_spec
-from vitspec.testing.run import LAW_CHECKS, PERMUTATIONS
+from vitspec.testing.settings import Settings
+from vitspec.testing.suites import LAWS
+from vitspec.testing.suites.laws import permuted
+from vitspec.testing.suites.photograph import photograph_trial
 from vitspec.testing.tolerance import grade
 from vitspec.testing.variants import VARIANTS
 
@@ -33,10 +46,6 @@ def case(spec, scale=1.0):
     return Case(spec, CONFIG, in_channels=2, height=5, width=8, seed=5, scale=scale, batch=2)
 
 
-def trial(implementation, a_case, dtype="float32"):
-    return checks.case_trial(implementation, PRECISIONS[dtype], a_case)
-
-
 # ---- the specification conforms to itself --------------------------------------------------------
 
 
@@ -45,11 +54,11 @@ def test_the_specification_conforms_to_itself_in_every_precision(dtype, spec_nam
     report = check(SpecImplementation(spec_name, dtype), cases=3, laws=1)
     assert report.verdict == "conforms, as tested", [r for r in report.results if r.failures]
     names = {r.check for r in report.results}
-    assert names >= {"forward", "vjp", *LAW_CHECKS, *PERMUTATIONS, "ill-formed.patchH_ne0"}
+    assert names >= {"forward", "vjp", *LAWS, *PERMUTATIONS, "ill-formed.patchH_ne0"}
 
 
 def test_every_gradient_is_graded(implementation, spec_name):
-    result = checks.check_vjp(trial(implementation(spec_name), case(spec_name)))
+    result = check_vjp(trial_at(implementation(spec_name), case(spec_name)))
     names = set(case(spec_name).model().to_flat()) | {"image"}
     assert {g.tensor for g in result.grades} == names
 
@@ -57,22 +66,20 @@ def test_every_gradient_is_graded(implementation, spec_name):
 def test_a_report_names_what_was_checked(implementation):
     report = check(implementation("vit-cls"), cases=1, laws=0, ill_formed=False, seed=3)
     assert (report.spec, report.dtype, report.seed) == ("vit-cls", "float32", 3)
-    assert [(r.check, r.place) for r in report.results] == [
+    assert [(r.check, str(r.place)) for r in report.results] == [
         ("forward", "case 0"),
         ("vjp", "case 0"),
     ]
-    assert report.reproduce(report.results[1]) == (
-        "vitspec check vit-cls --dtype float32 --seed 3 --only vjp --case 0"
-    )
+    assert report.results[1].again == Settings(dtype="float32", seed=3, only="vjp", case=(0,))
 
 
 def test_a_case_of_a_number_is_the_same_in_every_run(implementation):
-    one = checks.random_trial(implementation("vit"), FLOAT32, 3, 7, None)
-    again = checks.random_trial(implementation("vit"), FLOAT32, 3, 7, None)
-    other = checks.random_trial(implementation("vit"), FLOAT32, 3, 8, None)
+    one, again, other = (
+        default_trial(implementation("vit"), "float32", i, seed=3) for i in (7, 7, 8)
+    )
     assert one.description == again.description != other.description
     assert np.array_equal(one.point.images, again.point.images)
-    grades = [checks.check_vjp(t).grades for t in (one, again)]
+    grades = [check_vjp(t).grades for t in (one, again)]
     assert grades[0] == grades[1]
 
 
@@ -94,10 +101,8 @@ CASES_UNTIL_SEEN = 12
 def test_every_mistake_is_seen_at_default_settings(name, mistake, dtype):
     spec = mistake.specs[-1]
     for index in range(CASES_UNTIL_SEEN):
-        one = trial_of_default(spec, dtype, index)
-        one.implementation = SpecImplementation(spec, dtype, [mistake])
-        one.__dict__.pop("found", None)
-        results = _seen(one)
+        right = trial_of_default(spec, dtype, index)
+        results = _seen(same_point(right, SpecImplementation(spec, dtype, [mistake])))
         if results is None or any(r.status == "failed" for r in results):
             return
     pytest.fail(f"{name} is not seen in the first {CASES_UNTIL_SEEN} small cases")
@@ -106,15 +111,13 @@ def test_every_mistake_is_seen_at_default_settings(name, mistake, dtype):
 @cache
 def trial_of_default(spec, dtype, index):
     """A small case of `vitspec check`; the truth and its price are computed once for all tests."""
-    return checks.random_trial(SpecImplementation(spec), PRECISIONS[dtype], 0, index, None)
+    return default_trial(SpecImplementation(spec), dtype, index)
 
 
 def _seen(one):
     """The results of the case; None if the mistake made shapes that do not fit."""
-    from vitspec.testing.implementations import AdapterError
-
     try:
-        return [checks.check_forward(one), checks.check_vjp(one)]
+        return [check_forward(one), check_vjp(one)]
     except AdapterError:
         return None
 
@@ -124,12 +127,10 @@ def _seen(one):
 def test_correct_variants_pass(variant, dtype):
     """`vitspec tolerances` does this on more seeds."""
     for seed in range(4):
-        one = trial_of_default(("vit", "vit-cls")[seed % 2], dtype, seed)
-        one.implementation = SpecImplementation(one.point.spec, dtype)
-        one.__dict__.pop("found", None)
-        assert one.prices  # before the variant is planted
+        right = trial_of_default(("vit", "vit-cls")[seed % 2], dtype, seed)
+        one = same_point(right, SpecImplementation(right.point.spec, dtype))
         with planted(variant):
-            results = [checks.check_forward(one), checks.check_vjp(one)]
+            results = [check_forward(one), check_vjp(one)]
         assert all(r.status == "passed" for r in results)
 
 
@@ -137,7 +138,7 @@ def test_the_variants_compute_something_else():
     """Otherwise they would test nothing: each moves some bits of some result."""
     moved = {variant.name: False for variant in VARIANTS[1:]}
     for seed in range(6):
-        a_case = random_case(np.random.default_rng([seed, 20]), "vit")
+        a_case = FAMILIES["vit"].random_case(np.random.default_rng([seed, 20]))
         point = Point.of(a_case).rounded(FLOAT32)
         before = evaluate_spec(point, np.float32)
         for variant in VARIANTS[1:]:
@@ -189,25 +190,23 @@ LAW_BREAKERS = {
 
 @pytest.mark.parametrize("law", LAW_BREAKERS)
 def test_a_law_sees_what_breaks_it_without_the_truth(law):
-    a_case = law_case(np.random.default_rng(2), "vit")
+    a_case = FAMILIES["vit"].tiled_case(np.random.default_rng(2))
     config = replace(a_case.config, head_count=4, embed_dim=9, hidden_dim=6, num_classes=6)
     a_case = replace(a_case, config=config)
     with_mistake = SpecImplementation("vit", "float64", [LAW_BREAKERS[law]])
-    results = {r.check: r for r in checks.check_laws(trial(with_mistake, a_case, "float64"))}
+    results = {r.check: r for r in permuted(trial_at(with_mistake, a_case))}
     assert results[law].status == "failed"
-    right = {
-        r.check: r
-        for r in checks.check_laws(trial(SpecImplementation("vit", "float64"), a_case, "float64"))
-    }
+    good = SpecImplementation("vit", "float64")
+    right = {r.check: r for r in permuted(trial_at(good, a_case))}
     assert right[law].status == "passed"
 
 
 def test_every_law_moves_the_point(spec_name):
-    a_case = law_case(np.random.default_rng(5), spec_name)
+    a_case = FAMILIES[spec_name].tiled_case(np.random.default_rng(5))
     config = replace(a_case.config, head_count=2, embed_dim=8, hidden_dim=6, num_classes=5)
     point = Point.of(replace(a_case, config=config, height=3 * config.patch_h))
     moved = {}
-    for law in laws(point, np.random.default_rng(0)):
+    for law in permutations(point, np.random.default_rng(0)):
         arrays = [(law.point.images, point.images), (law.point.cotangent, point.cotangent)]
         arrays += [(law.point.params[n], point.params[n]) for n in point.params]
         moved[law.name] = any(not np.array_equal(a, b) for a, b in arrays)
@@ -241,12 +240,10 @@ class Bent:
     ],
 )
 def test_a_bent_gradient_breaks_its_law(law, bend):
-    one = trial(Bent(bend), law_case(np.random.default_rng(3), "vit"), "float64")
-    assert LAW_CHECKS[law](one).status == "failed"
-    good = trial(
-        SpecImplementation("vit", "float64"), law_case(np.random.default_rng(3), "vit"), "float64"
-    )
-    assert LAW_CHECKS[law](good).status == "passed"
+    a_case = FAMILIES["vit"].tiled_case(np.random.default_rng(3))
+    assert LAWS[law](trial_at(Bent(bend), a_case)).status == "failed"
+    good = SpecImplementation("vit", "float64")
+    assert LAWS[law](trial_at(good, a_case)).status == "passed"
 
 
 # ---- ill-formed configurations -------------------------------------------------------------------
@@ -259,16 +256,16 @@ def test_accepting_an_ill_formed_configuration_is_a_failure(implementation):
         def forward(self, config, params, images):
             return np.zeros((len(images), config.num_classes), np.float32)
 
-    results = list(checks.check_ill_formed(Accepts(), FLOAT32, "ill-formed"))
+    results = results_of("ill-formed", Accepts())
     assert [r.status for r in results] == ["failed"] * 6
-    good = list(checks.check_ill_formed(implementation("vit"), FLOAT32, "ill-formed"))
+    good = results_of("ill-formed", implementation("vit"))
     assert [r.status for r in good] == ["passed"] * 6
-    assert {r.check for r in good} == {f"ill-formed.{label}" for label in checks.ILL_FORMED}
+    assert {r.check for r in good} == {f"ill-formed.{label}" for label in ILL_FORMED}
 
 
 def test_each_ill_formed_configuration_breaks_exactly_its_rule():
-    for label, change in checks.ILL_FORMED.items():
-        (violation,) = replace(checks.SMOKE_CONFIGS[0], **change).violations()
+    for label, change in ILL_FORMED.items():
+        (violation,) = replace(SMOKE_CONFIGS[0], **change).violations()
         assert violation.startswith(f"{label}:")
 
 
@@ -287,12 +284,10 @@ def test_the_photograph_is_a_picture():
 
 
 def test_the_photograph_check_at_small_size(implementation, spec_name):
-    one = checks.photograph_trial(implementation(spec_name), FLOAT32, 0, SMALL)
-    assert checks.check_vjp(one).status == checks.check_forward(one).status == "passed"
-    wrong = checks.photograph_trial(
-        implementation(spec_name, "layer-norm-eps-1e-5"), FLOAT32, 0, SMALL
-    )
-    assert checks.check_vjp(wrong).status == "failed"
+    one = photograph_trial(Subject(implementation(spec_name)), 0, SMALL)
+    assert check_vjp(one).status == check_forward(one).status == "passed"
+    wrong = implementation(spec_name, "layer-norm-eps-1e-5")
+    assert check_vjp(photograph_trial(Subject(wrong), 0, SMALL)).status == "failed"
 
 
 # ---- kinks ---------------------------------------------------------------------------------------
@@ -300,7 +295,7 @@ def test_the_photograph_check_at_small_size(implementation, spec_name):
 
 def test_away_from_kinks_keeps_every_relu_input_off_zero(spec_name):
     model, images = case(spec_name).model(), case(spec_name).images()
-    moved = away_from_kinks(model, images, margin=0.1)
+    moved = FAMILIES[spec_name].away_from_kinks(model, images, margin=0.1)
     hidden = [layer.ffn.hidden for image in images for layer in moved.trace(image).layers]
     assert all(np.abs(h).min() >= 0.1 * 0.999 for h in hidden)
     before, after = model.to_flat(), moved.to_flat()

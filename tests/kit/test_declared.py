@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from vitspec.testing.declared import DeclarationError, apply, load
-from vitspec.testing.results import Report, Result, graded
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Place, Result, graded
 from vitspec.testing.tolerance import Grade
 
 TODAY = datetime.date(2026, 7, 15)
@@ -16,20 +17,20 @@ def grade(tensor, ratio):
     return Grade(tensor, "norm", ratio * 1e-6, 2e-7, 1e-6)
 
 
-def result(check, place="case 0", **ratios):
+def result(check, index=0, **ratios):
     """A graded check; underscores stand for dots."""
     grades = [grade(name.replace("__", "."), ratio) for name, ratio in ratios.items()]
-    return graded(check, place, grades)
+    return graded(check, Place("case", index), grades)
 
 
 def report(*results):
-    return Report("my-vit", "my-vit", "1.4", "vit", "float32", 0, list(results))
+    return Report("my-vit", "my-vit", "1.4", "vit", "float32", results=list(results))
 
 
 FORWARD = result("forward", logits=0.1)
 VJP = result("vjp", image=0.2, patch_embed__bias=50.0, head__bias=0.1)
-WRONG_TWICE = result("vjp", "case 1", image=9.0, patch_embed__bias=50.0)
-RIGHT = result("vjp", "case 2", image=0.1, patch_embed__bias=0.1, head__bias=0.1)
+WRONG_TWICE = result("vjp", 1, image=9.0, patch_embed__bias=50.0)
+RIGHT = result("vjp", 2, image=0.1, patch_embed__bias=0.1, head__bias=0.1)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vitspec import ViTConfig
-from vitspec.testing.cases import Case
+from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.catalogue import CATALOGUE, deviation
-from vitspec.testing.diagnose import (
+from vitspec.testing.diagnosis import (
     diagnose,
     diagnosis_table,
     diagnosis_tables,
@@ -21,11 +21,12 @@ from vitspec.testing.diagnose import (
     points,
     rows_table,
 )
-from vitspec.testing.diagnose.findings import departures, hints
-from vitspec.testing.diagnose.points import Sample
-from vitspec.testing.diagnose.search import candidates
-from vitspec.testing.diagnose.table import PAIRS
-from vitspec.testing.implementations import AdapterError, find
+from vitspec.testing.diagnosis.findings import departures, hints
+from vitspec.testing.diagnosis.points import Sample
+from vitspec.testing.diagnosis.search import candidates
+from vitspec.testing.diagnosis.table import PAIRS
+from vitspec.testing.finding import find
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import SpecImplementation
 
@@ -63,12 +64,12 @@ TILES = ViTConfig(patch_h=2, patch_w=2, stride=2, padding=0, embed_dim=6, hidden
 
 def sample(implementation, config):
     case = Case(implementation.spec, config, in_channels=3, height=4, width=6, seed=1)
-    return Sample(implementation, case, PRECISIONS["float32"])
+    return Sample(Subject(implementation), case)
 
 
 def samples(implementation):
-    chosen, _ = points.cases(implementation)
-    return [Sample(implementation, case, PRECISIONS["float32"]) for case in chosen]
+    subject = Subject(implementation)
+    return [Sample(subject, case) for case in points.cases(subject)[0]]
 
 
 class Altered(SpecImplementation):
@@ -123,7 +124,7 @@ def test_the_derivatives_of_a_mistaken_forward_are_told_from_those_of_the_right_
 
 
 def test_every_deviation_that_shows_in_a_model_is_a_candidate():
-    tried = {c.names[0] for spec in ("vit", "vit-cls") for c in candidates(spec)}
+    tried = {c.names[0] for spec in ("vit", "vit-cls") for c in candidates(FAMILIES[spec])}
     assert tried == {d.name for d in CATALOGUE if d.visible_in_model}
     assert len(tried) > 90
 

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vitspec.testing import check, implementations
-from vitspec.testing.implementations import AdapterError, find
+from vitspec.testing import check, finding
+from vitspec.testing.finding import find
+from vitspec.testing.implementations import AdapterError
 
 BAD = Path(__file__).with_name("bad_adapters.py")
 FAST = ("--cases", "3", "--no-photograph", "--no-vectors")
@@ -209,7 +210,7 @@ def test_an_entry_point_that_does_not_load_names_the_extra(monkeypatch):
         raise ImportError("no module named jax")
 
     point = SimpleNamespace(name="broken", load=load)
-    monkeypatch.setattr(implementations, "entry_points", lambda **_: [point])
+    monkeypatch.setattr(finding, "entry_points", lambda **_: [point])
     with pytest.raises(AdapterError, match=r"no module named jax.*vitspec\[fast\]"):
         find("broken")
 

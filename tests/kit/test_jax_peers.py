@@ -10,22 +10,24 @@ import pytest
 pytest.importorskip("flax")
 
 from support.fresh import fresh_rng
+from support.trials import check_forward, check_vjp, trial_at
 from vitspec import VisionTransformerConfig
 from vitspec.testing.adapters.peers import big_vision, bonsai, jimm, textbooks
 from vitspec.testing.adapters.peers.jax_table import JAX_PEERS
 from vitspec.testing.adapters.peers.registry import PEERS
-from vitspec.testing.checks import case_trial, check_forward, check_vjp
 from vitspec.testing.declared import Deviation
 from vitspec.testing.peer_reports import expected
-from vitspec.testing.practical_cases import VisionTransformerCase
-from vitspec.testing.precision import PRECISIONS
-from vitspec.testing.results import Report, Result
+from vitspec.testing.families import VisionTransformerCase
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Place, Result
 from vitspec.testing.tolerance import grade
 
 CONFIG = VisionTransformerConfig(
     image_h=9, image_w=4, in_channels=2, patch_h=3, patch_w=2, embed_dim=12, hidden_dim=10,
     head_count=3, num_layers=1, num_classes=5,
 )  # fmt: skip
+
+AT = Place("case", 0)
 
 MENDED = {
     "jimm": jimm.implementation(epsilon_in_blocks=jimm.EPSILON),
@@ -46,7 +48,7 @@ def trial_of(implementation, values="normal"):
     assert implementation.supports(config) is None
     seed = int(fresh_rng().integers(2**31))
     case = VisionTransformerCase(config, seed, values, batch=2)
-    return case_trial(implementation, PRECISIONS["float32"], case)
+    return trial_at(implementation, case, "float32")
 
 
 @pytest.mark.parametrize("name", CONFORMING)
@@ -77,7 +79,7 @@ def test_what_is_published_departs(published, name, values):
 def test_what_fails_in_one_precision_only_is_not_taken_for_mended_in_another():
     declared = (Deviation(("forward", "vjp"), "precision", "digits"),)
     reports = [
-        Report("d2l", "d2l", "1", "vision-transformer", "", 0, [Result("vjp", "case 0", status)])
+        Report("d2l", "d2l", "1", "vision-transformer", "", results=[Result("vjp", AT, status)])
         for status in ("failed", "passed")
     ]
     assert [expected(declared, one, reports) for one in reports] == [declared, ()]

@@ -13,18 +13,20 @@ from typer.testing import CliRunner
 
 from vitspec import VisionTransformer, VisionTransformerConfig
 from vitspec.cli import app
-from vitspec.testing import check, implementations, peer_reports
+from vitspec.testing import check, finding, peer_reports
 from vitspec.testing.adapters.peers import registry
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.peer import Deviation, Peer
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.adapters.practical_maps import PRACTICAL_MAPS
 from vitspec.testing.declared import KINDS
-from vitspec.testing.diagnose import points
-from vitspec.testing.implementations import AdapterError
-from vitspec.testing.practical_cases import random_case, tiled_case
+from vitspec.testing.diagnosis import points
+from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.families import FAMILIES
+from vitspec.testing.families.practical import INTERPOLATED, TELLING_CASES
 from vitspec.testing.reference import SpecImplementation
-from vitspec.testing.results import Report, Result
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Place, Result
 
 CONFIG = VisionTransformerConfig(
     image_h=9, image_w=8, in_channels=2, patch_h=3, patch_w=2, embed_dim=6, hidden_dim=10,
@@ -85,7 +87,7 @@ def test_a_peer_says_what_it_is_and_where(one):
 
 
 def test_peers_are_no_part_of_the_ordinary_check():
-    assert not PEERS.keys() & set(implementations.names())
+    assert not PEERS.keys() & set(finding.names())
 
 
 def test_the_registry_imports_no_framework():
@@ -101,7 +103,7 @@ def test_find_says_in_one_line_what_to_install(monkeypatch):
     here = {"torch": "2.0"}
     monkeypatch.setattr("vitspec.testing.adapters.peers.peer.installed", here.get)
     with pytest.raises(AdapterError) as caught:
-        implementations.find("timm")
+        finding.find("timm")
     assert str(caught.value) == (
         "the peer 'timm' needs timm, torchvision, not installed here: "
         "python -m pip install timm torchvision"
@@ -111,17 +113,17 @@ def test_find_says_in_one_line_what_to_install(monkeypatch):
 def test_find_says_that_a_library_does_not_import(peers):
     peers(peer(target="vitspec.no_such_module:vit"))
     with pytest.raises(AdapterError, match="the peer 'mine' does not import: No module named"):
-        implementations.find("mine")
+        finding.find("mine")
 
 
 def test_find_loads_a_peer(peers):
     peers(peer())
-    assert isinstance(implementations.find("mine"), Limited)
+    assert isinstance(finding.find("mine"), Limited)
 
 
 def test_a_name_that_nobody_has_is_refused():
     with pytest.raises(AdapterError, match="no implementation is named 'transfomers'; installed"):
-        implementations.find("transfomers")
+        finding.find("transfomers")
 
 
 # ---- abilities, and the closest configuration ------------------------------------------------
@@ -138,7 +140,8 @@ def test_the_closest_is_supported_well_formed_and_no_further_than_needed(geometr
     abilities = Abilities({"pool": ("cls",), "cls_token": (True,), "in_channels": (3,)}, **geometry)
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        for case in (random_case(rng), tiled_case(rng)):
+        family = FAMILIES["vision-transformer"]
+        for case in (family.random_case(rng), family.tiled_case(rng)):
             config, tiled = case.config, case.batch == 2 and divides(case.config)
             near = abilities.closest(config)
             assert near.violations() == ()
@@ -170,7 +173,7 @@ def test_the_kit_checks_at_the_closest_configuration():
     assert report.conforms, report
     assert not report.count()["skipped"]
     for result in report.results:
-        if result.place.startswith(("case", "law")):
+        if result.place.suite in ("case", "law"):
             assert "pool='cls'" in result.point
             assert "qkv_bias=True" in result.point
 
@@ -187,12 +190,12 @@ def test_without_a_closest_one_such_cases_are_passed_over():
 
 
 def test_a_diagnosis_is_at_the_closest_configurations_too():
-    found, notes = points.cases(Limited())
-    first, *others = points.PRACTICAL_CASES
+    found, notes = points.cases(Subject(Limited()))
+    first, *others = TELLING_CASES
     assert [case.config for case in found] == [
-        ONLY.closest(case.config) for case in (first, points.INTERPOLATED, *others)
+        ONLY.closest(case.config) for case in (first, INTERPOLATED, *others)
     ]
-    assert len(notes) == sum(ONLY.supports(c.config) is not None for c in points.PRACTICAL_CASES)
+    assert len(notes) == sum(ONLY.supports(c.config) is not None for c in TELLING_CASES)
 
 
 @pytest.mark.parametrize("broken", [lambda c: None, lambda c: 1 / 0], ids=["none", "raises"])
@@ -287,7 +290,7 @@ SMALL = replace(peer_reports.DEFAULT, cases=1, laws=0, ill_formed=False)
 
 def wrong():
     """A peer that departs in the gradient of one parameter."""
-    return implementations.planted_implementation("patch-bias-gradient-averaged")
+    return finding.planted_implementation("patch-bias-gradient-averaged")
 
 
 BIAS = Deviation(("vjp.patch_embed.bias",), "choice", "averaged over the patches")
@@ -295,7 +298,7 @@ BIAS = Deviation(("vjp.patch_embed.bias",), "choice", "averaged over the patches
 
 def aligned():
     """A peer that aligns the corners of interpolated positions, and is right at its own size."""
-    return implementations.planted_implementation("positions-corners-aligned")
+    return finding.planted_implementation("positions-corners-aligned")
 
 
 def test_a_peer_may_depart_at_other_sizes_alone(peers):
@@ -338,9 +341,10 @@ def test_a_peer_that_is_not_installed_is_not_checked(peers):
 
 
 def outcome(name, *statuses):
-    results = [Result("forward", f"case {i}", status) for i, status in enumerate(statuses)]
+    results = [Result("forward", Place("case", i), status) for i, status in enumerate(statuses)]
     return peer_reports.Graded(
-        peer(name), (Report(name, name, "1", "vision-transformer", "float32", 0, results),)
+        peer(name),
+        (Report(name, name, "1", "vision-transformer", "float32", results=results),),
     )
 
 

@@ -35,8 +35,8 @@ from vitspec.testing.catalogue import (
 )
 from vitspec.testing.catalogue.entries import _SHARED, PRACTICAL_GROUPS
 from vitspec.testing.catalogue.practical_gradients import DECODER, INTERPOLATION
-from vitspec.testing.diagnose import diagnose, points
-from vitspec.testing.diagnose.search import Search
+from vitspec.testing.diagnosis import diagnose, points
+from vitspec.testing.diagnosis.search import Search
 from vitspec.testing.implementations import interface_problems, planted_implementation
 from vitspec.testing.kinds import KINDS, SMOKE_IMAGE
 from vitspec.testing.laws import law_case, laws

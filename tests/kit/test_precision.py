@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitspec import ViTSpec
-from vitspec.testing.cases import Case, random_case
+from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.precision import (
     PRECISIONS,
     Noisy,
@@ -124,7 +124,7 @@ def test_a_constant_that_the_precision_cannot_hold_errs_alike_for_all():
 
 @pytest.mark.parametrize("name", ["tf32", "bfloat16", "float16"])
 def test_rounding_arithmetic_gives_numbers_of_the_precision(name):
-    case = random_case(np.random.default_rng(4), "vit")
+    case = FAMILIES["vit"].random_case(np.random.default_rng(4))
     precision = PRECISIONS[name]
     arithmetic = RoundingArithmetic(precision)
     held = lambda x: arithmetic.array(rounded(x, precision).astype(float))  # noqa: E731
@@ -143,7 +143,7 @@ def test_rounding_arithmetic_gives_numbers_of_the_precision(name):
 
 
 def test_noise_is_reproducible():
-    case = Case("vit", random_case(np.random.default_rng(0), "vit").config, 2, 9, 9, seed=1)
+    case = Case("vit", FAMILIES["vit"].random_case(np.random.default_rng(0)).config, 2, 9, 9, seed=1)
     model = case.model()
 
     def run(seed):

@@ -34,7 +34,8 @@ from vitspec.testing.report import (
     write_json,
 )
 from vitspec.testing.report.picture import DARK, LIGHT, bin_of, picture, worst_cells
-from vitspec.testing.results import Report, Result, graded
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Place, Result, graded
 from vitspec.testing.tolerance import Grade
 
 MISTAKE = "attention-scale-missing"

@@ -15,7 +15,7 @@ from vitspec.layers.multi_head_attention import multi_head_attention_trace
 from vitspec.layers.normalization import layer_norm
 from vitspec.models.parameters import check_model
 from vitspec.models.transformer import encoder_layer_trace
-from vitspec.testing.cases import MODELS
+from vitspec.testing.families import MODELS
 from vitspec.testing.strategies import (
     EDGE_CASES,
     EDGES,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vitspec.testing import check
-from vitspec.testing.implementations import AdapterError
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.vectors import cases_table, check_vectors, ids, load, low_precision_table
@@ -27,8 +27,8 @@ class Vit(SpecImplementation):
 
 def found(implementation, only=None, precision=FLOAT32):
     """The results by case and check."""
-    results = check_vectors(implementation, precision, only)
-    return {(r.place.removeprefix("vector "), r.check): r for r in results}
+    results = check_vectors(Subject(implementation, precision.name), only)
+    return {(r.place.index, r.check): r for r in results}
 
 
 def layer(name, change=lambda outputs: outputs):

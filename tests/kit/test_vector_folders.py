@@ -53,7 +53,7 @@ def save(root, case_id, arrays):
 def results(root, dtype="float32"):
     """By case, the results that did not pass."""
     report = grade_report(root, dtype)
-    return {(r.place.removeprefix("vector "), r.check): r for r in report.results if
+    return {(r.place.index, r.check): r for r in report.results if
             r.status != "passed"}  # fmt: skip
 
 

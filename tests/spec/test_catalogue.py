@@ -20,7 +20,7 @@ from vitspec.layers import activation, normalization
 from vitspec.layers.attention import scaled_dot_product_attention
 from vitspec.models import transformer
 from vitspec.testing import reference
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 from vitspec.testing.catalogue import (
     CATALOGUE,
     GROUPS,

@@ -45,7 +45,7 @@ from vitspec.layers.multi_head_attention import (
 )
 from vitspec.layers.normalization import layer_norm, layer_norm_backward, layer_norm_jvp
 from vitspec.models.transformer import TransformerEncoder, encoder, encoder_backward, encoder_jvp
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 
 WORLDS = ["float32", "float64", "longdouble", "complex128", "arb"]
 MODELS = ["vit", "vit-cls"]

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 
 from vitspec import ViTConfig, distance_bound, encloses, from_reals, radius, to_reals
 from vitspec.layers.normalization import layer_norm_backward
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 from vitspec.testing.catalogue import deviation, planted
 from vitspec.testing.strategies import cases, seeds
 

@@ -87,7 +87,7 @@ from vitspec.models.transformer import (
     encoder_layer_jvp,
 )
 from vitspec.scalars import matmul, row_max
-from vitspec.testing.cases import MODELS, Case
+from vitspec.testing.families import MODELS, Case
 from vitspec.testing.strategies import seeds
 
 property_test = settings(max_examples=40)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from support import roads
 from vitspec import ViTConfig
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 from vitspec.testing.strategies import cases
 
 small = cases(min_embed_dim=3, max_layers=2, max_extent=4)

@@ -6,7 +6,7 @@ import numpy as np
 
 from support.compare import assert_flat_close
 from vitspec import ViTConfig
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point, evaluate_spec
 

@@ -6,7 +6,7 @@ from vitspec.layers.attention import (
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
 )
-from vitspec.testing.checks import CASE_RUNS
+from vitspec.testing.trial import CASE_RUNS
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, rounded
 from vitspec.testing.tolerance import Price, distances, grade, sizes
 

@@ -22,7 +22,7 @@ from vitfast.sharding import (
 )
 from vitfast.tokamax_attention import make_tokamax_attention
 from vitspec import ViTConfig
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 
 CONFIG = ViTConfig(
     patch_h=3,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -20,15 +23,58 @@ from vitspec.commands.common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from vitspec.testing.kinds import Config
-    from vitspec.testing.results import Report, Result
-    from vitspec.testing.run import Job, Settings
+    from vitspec.testing.report.report import Report
+    from vitspec.testing.results import Result
+    from vitspec.testing.settings import Settings
 
 _FILES = "Report files"
-_WHAT = "What to check"
 _HOW = "How"
 
 
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of `Settings`, which it is given as `settings`.
+
+    The options stand where the command's own parameter `settings` does.
+    """
+    from vitspec.testing.settings import Settings
+
+    types = get_type_hints(Settings)
+    options = [_option(one, types[one.name]) for one in fields(Settings)]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        own = {option.name: given.pop(option.name) for option in options}
+        own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+        command(settings=Settings(**own | {"config": _config(own["config"])}), **given)
+
+    parameters: list[inspect.Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for one in inspect.signature(command).parameters.values():
+        own = [one.replace(annotation=hints[one.name])]
+        parameters += options if one.name == "settings" else own
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _option(one: Any, kind: Any) -> inspect.Parameter:
+    """The option of a field of `Settings`."""
+    how = {"min": one.metadata["min"]} if "min" in one.metadata else {}
+    switch = [f"--{one.name.replace('_', '-')}"] if one.default is False else []
+    option = typer.Option(
+        *switch, help=one.metadata["words"], rich_help_panel=one.metadata["panel"], **how
+    )
+    default = one.default
+    if isinstance(default, tuple):
+        kind, default = list[get_args(kind)[0]], []  # type: ignore[misc]
+    elif default is None:
+        kind = str | None  # a configuration is given as text
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+@takes_settings
 def check(
     targets: Annotated[
         list[str] | None,
@@ -38,74 +84,8 @@ def check(
             "planted:MISTAKE. All installed implementations, if none is named.",
         ),
     ] = None,
-    cases: Annotated[
-        int,
-        typer.Option(min=0, help="Small random configurations each.", rich_help_panel=_WHAT),
-    ] = 100,
-    interpolations: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Small cases with images of another size, if it interpolates positions.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = 12,
-    laws: Annotated[
-        int,
-        typer.Option(min=0, help="Small cases for the laws and identities.", rich_help_panel=_WHAT),
-    ] = 4,
-    photograph: Annotated[
-        bool, typer.Option(help="The photograph, ViT-Base/16 at full size.", rich_help_panel=_WHAT)
-    ] = True,
-    vectors: Annotated[
-        bool, typer.Option(help="The shipped test vectors.", rich_help_panel=_WHAT)
-    ] = True,
-    identities: Annotated[
-        bool,
-        typer.Option(
-            "--identities",
-            help="Only what needs no specification: works for any model.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = False,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="Only this configuration: a JSON file, base, large, or key=value,...; of the "
-            "practical family, PRESET,key=value,... (hf-vit-base, d2l, ...).",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(help="Only checks of this name; may have *.", rich_help_panel=_WHAT),
-    ] = None,
-    case: Annotated[
-        int | None,
-        typer.Option(min=0, help="Only the small case of this number.", rich_help_panel=_WHAT),
-    ] = None,
-    interpolation: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Only the images of another size of this number.", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    law: Annotated[
-        int | None,
-        typer.Option(min=0, help="Only the laws' case of this number.", rich_help_panel=_WHAT),
-    ] = None,
-    vector: Annotated[
-        str | None, typer.Option(help="Only this test vector.", rich_help_panel=_WHAT)
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="The precision, if the implementation has several.", rich_help_panel=_HOW
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="What everything is drawn from.", rich_help_panel=_HOW)
-    ] = 0,
+    *,
+    settings: Any,
     timeout: Annotated[
         float,
         typer.Option(
@@ -134,41 +114,23 @@ def check(
     for option, file in files.items():
         require_writable(option, file)
     try:
-        from vitspec.testing import implementations, report
+        from vitspec.testing import report
         from vitspec.testing.declared import DeclarationError, apply, load
-        from vitspec.testing.run import Settings
+        from vitspec.testing.finding import names
+        from vitspec.testing.implementations import AdapterError
+        from vitspec.testing.run import plan
     except ImportError as error:
         fail(BROKEN, f"{error}; the check needs: python -m pip install 'vitspec[testing]'")
-    jobs = _single_jobs(case, interpolation, law, vector)
-    if vector is not None:
-        only = only or "vector.*"
-    settings = Settings(
-        seed=seed,
-        cases=cases,
-        interpolations=interpolations,
-        laws=laws,
-        photograph=photograph,
-        vectors=vectors,
-        identities=identities,
-        dtype=dtype,
-        config=_config(config),
-        only=only,
-        jobs=jobs,
-        vector=vector,
-    )
-    if not settings.plan():
+    if not plan(settings):
         fail(USAGE, "nothing to check: these options leave no check to run")
     try:
         declaration = load(declared) if declared else None
-        reports = _run(targets or implementations.names(), settings, timeout)
+        reports = _run(targets or names(), settings, timeout)
         if declaration is not None:
-            whole = settings == Settings(
-                seed=seed, cases=cases, interpolations=interpolations, laws=laws, dtype=dtype
-            )
-            reports = [apply(declaration, one, _diagnosis_of, whole) for one in reports]
+            reports = [apply(declaration, one, _diagnosis_of, settings.whole) for one in reports]
     except DeclarationError as error:
         fail(USAGE, str(error))
-    except implementations.AdapterError as error:
+    except AdapterError as error:
         fail(BROKEN, str(error))
     if json is not None:
         report.write_json(json, report.to_json(reports))
@@ -181,21 +143,6 @@ def check(
     raise typer.Exit(MISMATCH if MISMATCH in codes else max(codes))
 
 
-def _single_jobs(
-    case: int | None, interpolation: int | None, law: int | None, vector: str | None
-) -> tuple[Job, ...] | None:
-    jobs: list[Job] = []
-    if case is not None:
-        jobs.append(("case", case))
-    if interpolation is not None:
-        jobs.append(("interpolation", interpolation))
-    if law is not None:
-        jobs.append(("law", law))
-    if vector is not None:
-        jobs.append(("vectors", 0))
-    return tuple(jobs) or None
-
-
 def _diagnosis_of(report: Report, result: Result) -> str | None:
     """The mistake that an implementation's numbers look like, for declarations that expect one."""
     del result  # a diagnosis is of the implementation, at points of its own
@@ -204,40 +151,41 @@ def _diagnosis_of(report: Report, result: Result) -> str | None:
 
 @cache
 def _diagnosis(target: str, dtype: str, seed: int) -> str | None:
-    from vitspec.testing import implementations
-    from vitspec.testing.diagnose import expected_by_name
+    from vitspec.testing.diagnosis import expected_by_name
+    from vitspec.testing.finding import find
 
-    return expected_by_name(implementations.find(target), dtype=dtype, seed=seed)
+    return expected_by_name(find(target), dtype=dtype, seed=seed)
 
 
-def _config(text: str | None) -> Config | None:
+def _config(text: str | None) -> Any:
     if text is None:
         return None
     from vitspec.errors import NotWellFormed
-    from vitspec.testing.practical_config import is_practical, parse_practical_config
-    from vitspec.testing.shapes import parse_config
+    from vitspec.testing.config_text import read_config
 
     try:
-        return parse_practical_config(text) if is_practical(text) else parse_config(text)[0]
+        return read_config(text)
     except (ValueError, OSError, NotWellFormed) as error:
         fail(USAGE, f"--config {text}: {error}")
 
 
 def _run(targets: list[str], settings: Settings, timeout: float) -> list[Report]:
-    from vitspec.testing import implementations
-    from vitspec.testing.run import check_targets, new_report
+    from vitspec.testing.finding import find
+    from vitspec.testing.implementations import Subject
+    from vitspec.testing.processes import check_targets
+    from vitspec.testing.run import new_report, plan, shown_order
 
     if not targets:
         fail(BROKEN, "no implementation is installed; for ours: pip install 'vitspec[fast]'")
     reports = {
-        target: new_report(target, implementations.find(target), settings)
+        target: new_report(Subject(find(target), settings.dtype), settings, target)
         for target in dict.fromkeys(targets)
     }
-    planned = len(settings.plan()) * len(reports)
+    planned = len(plan(settings)) * len(reports)
     with progress() as display:
         task = display.add_task("checking", total=planned)
         for done in check_targets(reports, settings, min(cores(), 8), timeout):
-            display.update(task, advance=len(done.jobs), description=f"checking {done.target}")
+            display.update(task, advance=len(done.places), description=f"checking {done.target}")
     for one in reports.values():
-        one.sort()
+        one.results.sort(key=shown_order)
     return list(reports.values())

@@ -38,17 +38,18 @@ def diagnose(
     """
     require_writable("--json", json)
     try:
-        from vitspec.testing import implementations
-        from vitspec.testing.diagnose import diagnose as run
-        from vitspec.testing.diagnose import diagnosis_tables
+        from vitspec.testing.diagnosis import diagnose as run
+        from vitspec.testing.diagnosis import diagnosis_tables
+        from vitspec.testing.finding import find
+        from vitspec.testing.implementations import AdapterError
         from vitspec.testing.report import write_json
     except ImportError as error:
         fail(BROKEN, f"{error}; this needs: python -m pip install 'vitspec[testing]'")
     try:
         with progress() as display:
             display.add_task(f"diagnosing {target}", total=None)
-            found = run(implementations.find(target), dtype=dtype, seed=seed)
-    except implementations.AdapterError as error:
+            found = run(find(target), dtype=dtype, seed=seed)
+    except AdapterError as error:
         fail(BROKEN, str(error))
     for table in diagnosis_tables(found):
         console.print(table)

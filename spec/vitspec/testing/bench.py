@@ -25,7 +25,7 @@ from vitspec.layers.gelu import ACTIVATIONS
 from vitspec.layers.normalization import layer_norm
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.models.vit import ViTSpec
-from vitspec.testing.kinds import Config
+from vitspec.testing.families import Config
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import VisionTransformerConfig
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from vitspec.testing.cases import MODELS, random_case
 from vitspec.testing.catalogue import CATALOGUE, Deviation, planted
-from vitspec.testing.checks import Trial, case_trial
-from vitspec.testing.implementations import AdapterError
+from vitspec.testing.families import FAMILIES, MODELS
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Flat, SpecImplementation
 from vitspec.testing.tolerance import PRICE_FACTOR, ROUNDING_FACTOR, grade
+from vitspec.testing.trial import Trial, case_trial
 from vitspec.testing.variants import VARIANTS
 
 Step = Callable[[int, int, str], None]
@@ -83,11 +83,9 @@ def measure(
 
 
 def _grade_variants(figures: Figures, seed: int) -> None:
-    precision = PRECISIONS[figures.dtype]
     spec = list(MODELS)[seed % 2]
-    implementation = SpecImplementation(spec, figures.dtype)
-    case = random_case(np.random.default_rng([seed, 20]), spec)
-    base = case_trial(implementation, precision, case)
+    case = FAMILIES[spec].random_case(np.random.default_rng([seed, 20]))
+    base = case_trial(Subject(SpecImplementation(spec, figures.dtype)), case)
     for variant in VARIANTS:
         with planted(variant):
             found = base.evaluate(base.point)
@@ -98,10 +96,9 @@ def _grade_variants(figures: Figures, seed: int) -> None:
 
 
 def _grade_mistakes(figures: Figures, seed: int) -> None:
-    precision = PRECISIONS[figures.dtype]
     for spec in MODELS:
-        case = random_case(np.random.default_rng([seed, 21]), spec)
-        base = case_trial(SpecImplementation(spec, figures.dtype), precision, case)
+        case = FAMILIES[spec].random_case(np.random.default_rng([seed, 21]))
+        base = case_trial(Subject(SpecImplementation(spec, figures.dtype)), case)
         for form, mistake in forms():
             if spec in mistake.specs:
                 found = _evaluate_with(base, spec, figures.dtype, mistake)
@@ -124,9 +121,9 @@ def forms() -> Iterator[tuple[str, Deviation]]:
 
 
 def _evaluate_with(base: Trial, spec: str, dtype: str, mistake: Deviation) -> Flat | None:
-    base.implementation = SpecImplementation(spec, dtype, [mistake])
+    subject = Subject(SpecImplementation(spec, dtype, [mistake]))
     try:
-        return base.evaluate(base.point)
+        return subject.evaluate(base.point)
     except AdapterError:  # some mistakes make shapes that do not fit: as visible as can be
         return None
 

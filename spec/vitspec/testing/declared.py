@@ -27,7 +27,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from vitspec.testing.results import Report, Result
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result
 
 KINDS = ("bug", "choice", "unsupported", "precision")
 KEYS = ("checks", "kind", "reason", "link", "expect", "until")

@@ -1,4 +1,4 @@
-"""Implementations under test: what they must offer, how they are found, how they are called.
+"""Implementations under test: what they must offer, and how they are called.
 
 An implementation is any object with
 
@@ -25,28 +25,22 @@ given are NumPy's and read-only: float64 for float64, float32 for the others, wi
 precision can hold. What it returns may be any array that `np.asarray` takes, of that very type for
 float64 and float32, of any float type for the others.
 
-Packages announce implementations in the entry-point group `vitspec.implementations`.
+Packages announce implementations in the entry-point group `vitspec.implementations`
+(`vitspec.testing.finding`).
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
-from vitspec.testing.kinds import KINDS, Config
+from vitspec.testing.families import FAMILIES, Config, Family
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
-
-GROUP = "vitspec.implementations"
-PLANTED = "planted:"
 
 
 class Implementation(Protocol):
@@ -70,136 +64,9 @@ class AdapterError(RuntimeError):
     """The implementation did not do what an implementation must; it was not graded."""
 
 
-# ---- finding -----------------------------------------------------------------------------------
-
-
-def names() -> list[str]:
-    """The names of the installed implementations."""
-    return sorted(point.name for point in entry_points(group=GROUP))
-
-
-def find(target: str) -> Any:
-    """The implementation that `target` names, with what it must have.
-
-    Args:
-        target: an installed name; a peer (`vitspec peers` lists them); "module:attribute"; a file,
-            "path/to/adapter.py" or "path/to/adapter.py:attribute"; or "planted:NAME[,NAME...]",
-            the specification with mistakes of the catalogue. An attribute that is a class or a
-            function without parameters is called. A file needs no attribute if it holds one
-            implementation.
-
-    Raises:
-        AdapterError: there is none, it does not load, or it lacks something.
-    """
-    if target.startswith(PLANTED):
-        return planted_implementation(target.removeprefix(PLANTED))
-    points = entry_points(group=GROUP, name=target)
-    try:
-        if points:
-            found = next(iter(points)).load()
-        elif ".py" in target:
-            found = _from_file(target)
-        elif ":" in target:
-            module_name, _, attribute = target.partition(":")
-            if "" not in sys.path:
-                sys.path.insert(0, "")  # as `python -m` does: the user's own module is here
-            found = _attribute(importlib.import_module(module_name), attribute, target)
-        else:
-            found = _peer(target)
-        if isinstance(found, type) or (callable(found) and not hasattr(found, "forward")):
-            found = found()
-    except AdapterError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise AdapterError(
-            f"the implementation {target!r} does not load: {type(error).__name__}: {error}; "
-            "is all that it needs installed? For vitfast: python -m pip install 'vitspec[fast]'"
-        ) from error
-    if problems := list(interface_problems(found)):
-        raise AdapterError(f"the implementation {target!r}: " + "; ".join(problems))
-    return found
-
-
-def planted_implementation(mistakes: str) -> Any:
-    """The specification with mistakes of the catalogue, for a first look at the kit.
-
-    A mistake in the forward has the derivatives that automatic differentiation would give it.
-    """
-    from vitspec.testing.catalogue import deviation, deviations_of
-    from vitspec.testing.reference import SpecImplementation
-
-    try:
-        named = [deviation(name.strip()) for name in mistakes.split(",")]
-    except KeyError as error:
-        raise AdapterError(str(error.args[0])) from error
-    for spec in KINDS:
-        shown = {d.name: d for d in deviations_of(spec, other_sizes=True)}
-        if all(d.name in shown for d in named):
-            forms = [shown[d.name].differentiated() or d for d in named]
-            return SpecImplementation(spec, mistakes=forms, name=f"{PLANTED}{mistakes}")
-    raise AdapterError(
-        f"no model shows {mistakes}: the check has no mask and no decoder, and a model has one"
-        " pooling"
-    )
-
-
-def _peer(target: str) -> Any:
-    # Here, because the adapters are made with this module.
-    from vitspec.testing.adapters.peers.registry import PEERS, MissingPeerError, load_peer
-
-    if target not in PEERS:
-        raise AdapterError(
-            f"no implementation is named {target!r}; installed: {', '.join(names()) or 'none'};"
-            " `vitspec peers` lists other libraries'; or give module:attribute, or a file"
-        )
-    try:
-        return load_peer(target)
-    except MissingPeerError as error:
-        raise AdapterError(str(error)) from error
-
-
-def _from_file(target: str) -> Any:
-    stem, dot_py, attribute = target.partition(".py")
-    path = Path(stem + dot_py)
-    if not path.is_file():
-        raise AdapterError(f"there is no file {path}; give path/to/adapter.py:attribute")
-    spec = importlib.util.spec_from_file_location(f"vitspec_adapter_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise AdapterError(f"{path} is no Python module")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.resolve().parent))  # as running the file would
-    spec.loader.exec_module(module)
-    if attribute.startswith(":") and len(attribute) > 1:
-        return _attribute(module, attribute[1:], target)
-    found = {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and (not isinstance(value, type) or value.__module__ == module.__name__)
-        and hasattr(value, "forward")
-        and hasattr(value, "spec")
-    }
-    objects = {n: v for n, v in found.items() if not isinstance(v, type)} or found
-    if len(objects) != 1:
-        raise AdapterError(
-            f"{path} holds {len(objects)} implementations ({', '.join(objects) or 'none'}); "
-            f"name one: {path}:ATTRIBUTE"
-        )
-    return next(iter(objects.values()))
-
-
-def _attribute(module: Any, attribute: str, target: str) -> Any:
-    for name in attribute.split("."):
-        if not hasattr(module, name):
-            raise AdapterError(f"{target!r}: there is no attribute {attribute!r}")
-        module = getattr(module, name)
-    return module
-
-
 def interface_problems(implementation: Any) -> Iterator[str]:
     """What is missing of the attributes and methods that an implementation must have."""
-    known = (*KINDS, "other")
+    known = (*FAMILIES, "other")
     if (spec := getattr(implementation, "spec", None)) not in known:
         yield f"spec: expected one of {', '.join(known)}, got {spec!r}"
     dtypes = dtypes_of(implementation)
@@ -227,130 +94,179 @@ def dtypes_of(implementation: Any) -> tuple[Any, ...]:
     return dtype if isinstance(dtype, tuple) else (dtype,)
 
 
-def precision_of(implementation: Any, dtype: str | None = None) -> Precision:
-    """The precision to check in: `dtype`, or the implementation's default.
+class Subject:
+    """An implementation under test, in one precision: all of the kit calls it through this.
+
+    What it returns is NumPy's, of the names, shapes and types that it must have; whatever it raises
+    is an `AdapterError` that says where.
+
+    Args:
+        implementation: the user's object.
+        dtype: the precision to check in; None for the implementation's default.
+
+    Attributes:
+        implementation, name, version, spec: the object, and what it says of itself.
+        precision: what it is checked in.
+        has_vjp: whether it has gradients.
 
     Raises:
-        AdapterError: it does not compute in that.
+        AdapterError: it is no implementation, or does not compute in that precision.
     """
-    known = dtypes_of(implementation)
-    if dtype is not None and dtype not in known:
-        raise AdapterError(
-            f"{implementation.name} computes in {', '.join(map(str, known))}, not in {dtype}"
-        )
-    return PRECISIONS[dtype or known[0]]
 
+    def __init__(self, implementation: Any, dtype: str | None = None) -> None:
+        if problems := list(interface_problems(implementation)):
+            raise AdapterError("; ".join(problems))
+        self.implementation = implementation
+        self.name, self.version = implementation.name, implementation.version
+        self.spec = implementation.spec
+        known = dtypes_of(implementation)
+        if dtype is not None and dtype not in known:
+            raise AdapterError(f"{self.name} computes in {', '.join(known)}, not in {dtype}")
+        self.precision: Precision = PRECISIONS[dtype or known[0]]
+        self.has_vjp = callable(getattr(implementation, "vjp", None))
 
-def has_vjp(implementation: Any) -> bool:
-    """Whether it has gradients."""
-    return callable(getattr(implementation, "vjp", None))
+    @property
+    def family(self) -> Family:
+        """The function that it claims to be.
 
+        Raises:
+            AdapterError: it claims to be one that vitspec has no specification of.
+        """
+        if self.spec not in FAMILIES:
+            raise AdapterError(
+                f"{self.name} is of a function that vitspec has no specification of; "
+                "only its identities can be checked: --identities"
+            )
+        return FAMILIES[self.spec]
 
-def why_unsupported(implementation: Any, config: Config) -> str | None:
-    """Why the implementation cannot do this configuration; None if it can."""
-    supports = getattr(implementation, "supports", None)
-    return _reason(implementation, "supports", config) if supports else None
+    @property
+    def finer_dtypes(self) -> list[str]:
+        """The finer precisions that it computes in, too."""
+        known = dtypes_of(self.implementation)
+        return [d for d in known if PRECISIONS[d].u < self.precision.u]
 
+    # ---- what it can do ------------------------------------------------------------------------
 
-def takes_other_sizes(implementation: Any) -> bool:
-    """Whether it says that it takes images of another size than its configuration's."""
-    kind = KINDS.get(implementation.spec)
-    says_so = getattr(implementation, "supports_size", None) is not None
-    return kind is not None and kind.interpolates and says_so
+    def why_unsupported(self, config: Config) -> str | None:
+        """Why the implementation cannot do this configuration; None if it can."""
+        return self._reason("supports", config)
 
+    @property
+    def takes_other_sizes(self) -> bool:
+        """Whether it says that it takes images of another size than its configuration's."""
+        says_so = getattr(self.implementation, "supports_size", None) is not None
+        return self.spec in FAMILIES and FAMILIES[self.spec].interpolates and says_so
 
-def why_size_unsupported(implementation: Any, config: Config, size: tuple[int, int]) -> str | None:
-    """Why the implementation takes no images (H, W) of another size than the configuration's."""
-    if not takes_other_sizes(implementation):
-        return "it does not say that it interpolates positions (supports_size)"
-    return _reason(implementation, "supports_size", config, *size)
+    def why_size_unsupported(self, config: Config, size: tuple[int, int]) -> str | None:
+        """Why it takes no images (H, W) of another size than the configuration's."""
+        if not self.takes_other_sizes:
+            return "it does not say that it interpolates positions (supports_size)"
+        return self._reason("supports_size", config, *size)
 
+    def _reason(self, method: str, config: Config, *size: int) -> str | None:
+        """What a method says that returns None or why not."""
+        if getattr(self.implementation, method, None) is None:
+            return None
+        with self.guarded(method, config):
+            reason = getattr(self.implementation, method)(config, *size)
+        if reason is None or isinstance(reason, str):
+            return reason
+        raise AdapterError(f"{self.name}.{method} must return None or why not, got {reason!r}")
 
-def _reason(implementation: Any, method: str, config: Config, *size: int) -> str | None:
-    """What a method says that returns None or why not."""
-    with guarded(implementation, method, config):
-        reason = getattr(implementation, method)(config, *size)
-    if reason is None or isinstance(reason, str):
-        return reason
-    raise AdapterError(
-        f"{implementation.name}.{method} must return None or why not, got {reason!r}"
-    )
+    def closest(self, config: Config) -> Config:
+        """The nearest configuration that the implementation says it can do; else this one."""
+        method = getattr(self.implementation, "closest", None)
+        if method is None:
+            return config
+        with self.guarded("closest", config):
+            found = method(config)
+        if not isinstance(found, type(config)):
+            raise AdapterError(
+                f"{self.name}.closest must return a {type(config).__name__}, got {found!r}"
+            )
+        return found
 
+    # ---- what it computes ----------------------------------------------------------------------
 
-def closest(implementation: Any, config: Config) -> Config:
-    """The nearest configuration that the implementation says it can do; else this one."""
-    method = getattr(implementation, "closest", None)
-    if method is None:
-        return config
-    with guarded(implementation, "closest", config):
-        found = method(config)
-    if not isinstance(found, type(config)):
-        raise AdapterError(
-            f"{implementation.name}.closest must return a {type(config).__name__}, got {found!r}"
-        )
-    return found
+    def forward(self, point: Point) -> Flat:
+        """The logits, and the intermediate values that the implementation exposes.
 
+        Raises:
+            AdapterError: it raised, or returned another shape or type.
+        """
+        with self.guarded("forward", point):
+            returned = self.implementation.forward(point.config, point.params, point.images)
+            # Other frameworks' arrays become NumPy's here: nothing below computes with theirs.
+            if isinstance(returned, Mapping):
+                found = {str(name): to_numpy(value) for name, value in returned.items()}
+            else:
+                found = {"logits": to_numpy(returned)}
+        taps = {name: found.pop(name) for name in found.keys() - {"logits"}}
+        return self._checked("forward", found, {"logits": point.cotangent.shape}, point) | taps
 
-# ---- calling -----------------------------------------------------------------------------------
+    def vjp(self, point: Point) -> Flat:
+        """The cotangents of the images (`image`) and of every parameter.
 
+        Raises:
+            AdapterError: it raised, or returned other names, shapes or types.
+        """
+        with self.guarded("vjp", point):
+            d_params, d_images = self.implementation.vjp(
+                point.config, point.params, point.images, point.cotangent
+            )
+            found = {str(name): to_numpy(value) for name, value in d_params.items()}
+            found["image"] = to_numpy(d_images)
+        expected = {name: array.shape for name, array in point.params.items()}
+        return self._checked("vjp", found, {"image": point.images.shape} | expected, point)
 
-class guarded:  # noqa: N801 - a context manager, used like a function
-    """Turn whatever an implementation raises into an `AdapterError` that says where."""
+    def evaluate(self, point: Point) -> Flat:
+        """The logits, the taps, and the cotangents if it has any."""
+        return self.forward(point) | (self.vjp(point) if self.has_vjp else {})
 
-    def __init__(self, implementation: Any, method: str, where: Any) -> None:
-        self.where = f"{implementation.name}.{method}", where
+    @contextmanager
+    def guarded(self, method: str, where: Any) -> Iterator[None]:
+        """Turn whatever the implementation raises into an `AdapterError` that says where.
 
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Let only `KeyboardInterrupt` and our own errors pass as they are."""
-        if isinstance(error, (Exception, SystemExit)) and not isinstance(error, AdapterError):
-            method, where = self.where
+        Only `KeyboardInterrupt` and our own errors pass as they are.
+        """
+        try:
+            yield
+        except AdapterError:
+            raise
+        except (Exception, SystemExit) as error:
             text = " ".join(str(error).split())
             text = text if len(text) <= 300 else text[:297] + "..."
             raise AdapterError(
-                f"{method} raised {type(error).__name__} on {where}: {text}"
+                f"{self.name}.{method} raised {type(error).__name__} on {where}: {text}"
             ) from error
 
+    def _checked(
+        self, method: str, found: Flat, expected: Mapping[str, tuple[int, ...]], point: Point
+    ) -> Flat:
+        """What was found, in the order expected and in a type that NumPy can compute with.
 
-def forward(implementation: Any, point: Point, precision: Precision) -> Flat:
-    """The logits, and the intermediate values that the implementation exposes.
-
-    Raises:
-        AdapterError: it raised, or returned another shape or type.
-    """
-    where = describe(point)
-    with guarded(implementation, "forward", where):
-        returned = implementation.forward(point.config, point.params, point.images)
-        # Other frameworks' arrays become NumPy's here: nothing below computes with theirs.
-        if isinstance(returned, Mapping):
-            found = {str(name): to_numpy(value) for name, value in returned.items()}
-        else:
-            found = {"logits": to_numpy(returned)}
-    expected = {"logits": (len(point.images), point.config.num_classes)}
-    taps = {name: found.pop(name) for name in found.keys() - {"logits"}}
-    _require(implementation, "forward", found, expected, precision, where)
-    return {"logits": _widened(found["logits"], precision)} | taps
-
-
-def vjp(implementation: Any, point: Point, precision: Precision) -> Flat:
-    """The cotangents of the images (`image`) and of every parameter.
-
-    Raises:
-        AdapterError: it raised, or returned other names, shapes or types.
-    """
-    where = describe(point)
-    with guarded(implementation, "vjp", where):
-        d_params, d_images = implementation.vjp(
-            point.config, point.params, point.images, point.cotangent
-        )
-        found = {str(name): to_numpy(value) for name, value in d_params.items()}
-        found["image"] = to_numpy(d_images)
-    expected = {"image": point.images.shape}
-    expected |= {name: array.shape for name, array in point.params.items()}
-    _require(implementation, "vjp", found, expected, precision, where)
-    return {name: _widened(found[name], precision) for name in expected}
+        Raises:
+            AdapterError: names, shapes or types differ; at most eight are listed.
+        """
+        precision = self.precision
+        # What a function of the user's own returns is compared with itself alone.
+        exactly = precision.own_type and self.spec in FAMILIES
+        kind = precision.carrier if exactly else "float"
+        problems = [f"{n}: missing, expected shape {expected[n]}" for n in expected.keys() - found]
+        problems += [f"{name}: unexpected name" for name in found.keys() - expected]
+        for name in expected.keys() & found.keys():
+            got = found[name]
+            right = got.dtype == precision.carrier if exactly else _is_float(got.dtype)
+            if got.shape != tuple(expected[name]) or not right:
+                problems.append(
+                    f"{name}: expected {kind} {tuple(expected[name])}, got {got.dtype} {got.shape}"
+                )
+        if problems:
+            shown = sorted(problems)[:8] + (["..."] if len(problems) > 8 else [])
+            raise AdapterError(f"{self.name}.{method} returned on {point}: " + "; ".join(shown))
+        if precision.own_type:
+            return {name: found[name] for name in expected}
+        return {name: found[name].astype(np.float64) for name in expected}
 
 
 def to_numpy(value: Any) -> Array:
@@ -364,41 +280,5 @@ def to_numpy(value: Any) -> Array:
     return np.asarray(value)
 
 
-def describe(point: Point) -> str:
-    """A point in words."""
-    return f"{point.config!r} with images of shape {point.images.shape}"
-
-
-def _require(
-    implementation: Any,
-    method: str,
-    found: Flat,
-    expected: Mapping[str, tuple[int, ...]],
-    precision: Precision,
-    where: str,
-) -> None:
-    problems = [f"{name}: missing, expected shape {expected[name]}"
-                for name in expected.keys() - found]  # fmt: skip
-    problems += [f"{name}: unexpected name" for name in found.keys() - expected]
-    for name in expected.keys() & found.keys():
-        got = found[name]
-        kind = precision.carrier if precision.own_type else "float"
-        right = got.dtype == precision.carrier if precision.own_type else _is_float(got.dtype)
-        if got.shape != tuple(expected[name]) or not right:
-            problems.append(
-                f"{name}: expected {kind} {tuple(expected[name])}, got {got.dtype} {got.shape}"
-            )
-    if problems:
-        shown = sorted(problems)[:8] + (["..."] if len(problems) > 8 else [])
-        raise AdapterError(
-            f"{implementation.name}.{method} returned on {where}: " + "; ".join(shown)
-        )
-
-
 def _is_float(dtype: Any) -> bool:
     return np.issubdtype(dtype, np.floating) or "float" in str(dtype)
-
-
-def _widened(value: Array, precision: Precision) -> Array:
-    """The array in a type that NumPy can compute with."""
-    return value if precision.own_type else value.astype(np.float64)

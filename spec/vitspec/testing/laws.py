@@ -1,21 +1,105 @@
-"""Laws: how the logits and gradients of one model follow from those of a related one.
+"""Laws: how the logits and gradients of one model follow from its own elsewhere.
 
-Each law is a map of points and a map of results: evaluate the implementation at the mapped point,
-map what it returns back, and it must be what it returned before, to rounding. Laws need no truth;
-they say what kind of mistake a failure is, where the comparison with the truth says only that there
-is one.
+Laws need no truth; they say what kind of mistake a failure is, where the comparison with the truth
+says only that there is one. Each stands here once, as two sides that must be equal to rounding. How
+much rounding explains is decided by whoever asks: `vitspec.testing.suites.laws` by the price of the
+precision, `vitspec.testing.identities` by the implementation's own noise.
+
+The first laws hold of any differentiable function. The permutations are of a Vision Transformer:
+each is a map of points and a map of results. Evaluate the implementation at the mapped point, map
+what it returns back, and it must be what it returned before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from vitspec.testing.kinds import KINDS, AnyCase
+from vitspec.testing.families import FAMILIES
 from vitspec.testing.reference import Flat, Point
+from vitspec.testing.trial import Trial
 from vitspec.typing import Array
+
+# ---- of any differentiable function --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Two values of one tensor, which a law makes equal.
+
+    Attributes:
+        left: the value, in float64.
+        right: what it must be.
+        size: the sum of the magnitudes of all that both sides add up.
+        noises: how many results of the implementation, each with a noise of its own, are in them.
+    """
+
+    left: Array
+    right: Array
+    size: Array
+    noises: int = 1
+
+
+def moved(trial: Trial, again: Flat) -> list[str]:
+    """Determinism: the names of the tensors whose bits differ between two runs at one point."""
+    return [name for name, value in trial.found.items() if not _same_bits(value, again[name])]
+
+
+def scaled(trial: Trial, factor: float) -> dict[str, Sides]:
+    """vjp(a g) / a = vjp(g), for a power of two; a stray constant, or a clipped gradient, shows."""
+    larger = trial.gradients(factor * _wide(trial.point.cotangent))
+    return {name: _pair(_wide(value) / factor, trial.found[name]) for name, value in larger.items()}
+
+
+def added(first: Flat, second: Flat, both: Flat) -> dict[str, Sides]:
+    """Linearity: vjp(g + h) = vjp(g) + vjp(h), of the gradients for g, h and g + h."""
+    sides = {}
+    for name in both:
+        a, b, c = (_wide(flat[name]) for flat in (first, second, both))
+        sides[name] = Sides(c, a + b, np.abs(a) + np.abs(b) + np.abs(c), noises=3)
+    return sides
+
+
+def split(trial: Trial) -> dict[str, Sides]:
+    """A batch gives what its images give one by one; parameters' gradients add up."""
+    point, found = trial.point, trial.found
+    singles = [
+        trial.evaluate(replace(point, images=point.images[b], cotangent=point.cotangent[b]))
+        for b in (slice(i, i + 1) for i in range(len(point.images)))
+    ]
+    sides = {}
+    for name in [name for name in ("logits", "image", *point.params) if name in found]:
+        parts, whole = [_wide(one[name]) for one in singles], _wide(found[name])
+        if name in ("logits", "image"):
+            sides[name] = _pair(whole, np.concatenate(parts))
+        else:
+            terms = np.stack(parts)
+            sides[name] = Sides(whole, terms.sum(0), np.abs(terms).sum(0) + np.abs(whole), 2)
+    return sides
+
+
+def _pair(left: Any, right: Any) -> Sides:
+    left, right = _wide(left), _wide(right)
+    return Sides(left, right, np.abs(left) + np.abs(right))
+
+
+def _wide(value: Any) -> Array:
+    return np.asarray(value, np.float64)
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    return bool(a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes())
+
+
+# ---- permutations of a Vision Transformer --------------------------------------------------------
+
+PERMUTATIONS = (
+    "permute-patches", "permute-heads", "permute-head-columns", "permute-features",
+    "permute-hidden", "permute-classes", "permute-batch",
+)  # fmt: skip
 
 _AXES = {
     "patch_embed.kernel": "D...", "patch_embed.bias": "D", "cls_token": "D", "pos_enc.pos": ".D",
@@ -32,7 +116,7 @@ features twice, as that of a head on two pooled rows side by side does."""
 
 
 @dataclass(frozen=True)
-class Law:
+class Permutation:
     """A related point, and the results there in the order of the first.
 
     Attributes:
@@ -46,14 +130,9 @@ class Law:
     restore: Callable[[Flat], Flat]
 
 
-def law_case(rng: np.random.Generator, spec: str) -> AnyCase:
-    """A small random case whose patches tile the image, so that they can be moved."""
-    return KINDS[spec].tiled_case(rng)
-
-
-def laws(point: Point, rng: np.random.Generator) -> Iterator[Law]:
+def permutations(point: Point, rng: np.random.Generator) -> Iterator[Permutation]:
     """The permutations that leave the function alone, drawn at random, at one point."""
-    if KINDS[point.spec].patches_can_move(point.config):
+    if FAMILIES[point.spec].patches_can_move(point.config):
         yield _permute_patches(point, rng)
     c = point.config
     heads = rng.permutation(c.head_count)
@@ -68,7 +147,7 @@ def laws(point: Point, rng: np.random.Generator) -> Iterator[Law]:
     yield _permute_batch(point, rng)
 
 
-def _permute(name: str, point: Point, orders: Mapping[str, Array]) -> Law:
+def _permute(name: str, point: Point, orders: Mapping[str, Array]) -> Permutation:
     inverses = {axis: np.argsort(order) for axis, order in orders.items()}
     cotangent = point.cotangent
     if "K" in orders:
@@ -82,7 +161,7 @@ def _permute(name: str, point: Point, orders: Mapping[str, Array]) -> Law:
         return found | back | logits
 
     moved = replace(point, params=_take(point.params, orders), cotangent=cotangent)
-    return Law(name, moved, restore)
+    return Permutation(name, moved, restore)
 
 
 def _take(flat: Mapping[str, Array], orders: Mapping[str, Array]) -> Flat:
@@ -101,10 +180,10 @@ def _for_all(order: Array, size: int) -> Array:
     return np.concatenate([order + start for start in range(0, size, len(order) or 1)] or [order])
 
 
-def _permute_patches(point: Point, rng: np.random.Generator) -> Law:
+def _permute_patches(point: Point, rng: np.random.Generator) -> Permutation:
     """The patches in another order, each with its own position."""
     config, (_, C, H, W) = point.config, point.images.shape
-    rows, columns = KINDS[point.spec].grid(config, H, W)
+    rows, columns = FAMILIES[point.spec].grid(config, H, W)
     order = rng.permutation(rows * columns)
     first = len(point.params["pos_enc.pos"]) - len(order)  # 1 with a CLS token, which stays
     positions = np.concatenate([np.arange(first), first + order])
@@ -128,15 +207,15 @@ def _permute_patches(point: Point, rng: np.random.Generator) -> Law:
 
     params = point.params | {"pos_enc.pos": point.params["pos_enc.pos"][positions]}
     moved = replace(point, params=params, images=moved_images(point.images, order))
-    return Law("permute-patches", moved, restore)
+    return Permutation("permute-patches", moved, restore)
 
 
-def _permute_batch(point: Point, rng: np.random.Generator) -> Law:
+def _permute_batch(point: Point, rng: np.random.Generator) -> Permutation:
     order = np.roll(np.arange(len(point.images)), 1 + int(rng.integers(3)))
     inverse = np.argsort(order)
     moved = replace(point, images=point.images[order], cotangent=point.cotangent[order])
     own = ("logits", "image")
-    return Law(
+    return Permutation(
         "permute-batch",
         moved,
         lambda found: found | {n: found[n][inverse] for n in own if n in found},

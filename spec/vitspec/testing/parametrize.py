@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from vitspec.testing.implementations import takes_other_sizes
-from vitspec.testing.results import Report, Result
-from vitspec.testing.run import (
-    CASE_CHECKS,
-    INTERPOLATION_CHECKS,
-    LAW_CHECKS,
-    PERMUTATIONS,
-    QUICK,
-    check,
-)
+from vitspec.testing.implementations import Subject
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result
+from vitspec.testing.run import check
+from vitspec.testing.settings import QUICK
+from vitspec.testing.suites import SUITES
 
-ALL_CHECKS = (
-    *CASE_CHECKS, *INTERPOLATION_CHECKS, *LAW_CHECKS, *PERMUTATIONS, "ill-formed.*",
-)  # fmt: skip
+INTERPOLATION_CHECKS = SUITES["interpolation"].checks
 FULL_CHECKS = ("vector.*",)
 """Checks that need `--vitspec-full`; otherwise they are skipped."""
+CHECKS = tuple(
+    dict.fromkeys(
+        (*SUITES["case"].checks, *INTERPOLATION_CHECKS, *SUITES["law"].checks, "ill-formed.*",
+         *FULL_CHECKS)
+    )
+)  # fmt: skip
+"""The checks that have a test each."""
 
 _options: dict[str, Any] = {}
 
@@ -45,15 +48,14 @@ def parametrize_with_checks(
     Raises:
         ValueError: `expected_failures` names no check.
 
-    >>> from vitspec.testing.reference import SpecImplementation
+    >>> from vitspec.testing import SpecImplementation
     >>> @parametrize_with_checks([SpecImplementation("vit"), SpecImplementation("vit-cls")])
     ... def test_it_conforms(implementation, check):
     ...     check(implementation)
     """
-    known = (*ALL_CHECKS, *FULL_CHECKS)
     reasons = expected_failures or {}
-    if unknown := sorted(reasons.keys() - set(known)):
-        raise ValueError(f"no check is named {', '.join(unknown)}; known: {', '.join(known)}")
+    if unknown := sorted(reasons.keys() - set(CHECKS)):
+        raise ValueError(f"no check is named {', '.join(unknown)}; known: {', '.join(CHECKS)}")
     cases = [
         pytest.param(
             one,
@@ -62,8 +64,8 @@ def parametrize_with_checks(
             marks=[pytest.mark.xfail(reason=reasons[name], strict=True)] if name in reasons else [],
         )
         for one in implementations
-        for name in known
-        if name not in INTERPOLATION_CHECKS or takes_other_sizes(one)
+        for name in CHECKS
+        if name not in INTERPOLATION_CHECKS or Subject(one).takes_other_sizes
     ]
     return pytest.mark.parametrize(("implementation", "check"), cases)
 
@@ -84,13 +86,25 @@ def named_check(name: str) -> Callable[[Any], None]:
 
 
 def check_and_raise(implementation: Any, changed: Mapping[str, Any]) -> Report:
-    """Check an implementation; `AssertionError` says where it departs."""
+    """Check an implementation; `AssertionError` says where it departs, and what shows it again."""
     __tracebackhide__ = True
     report = check(implementation, QUICK, **changed)
     bad = [r for r in report.results if r.status in ("failed", "errored")]
     if bad:
-        raise AssertionError("\n".join([f"{report.name}: {report.verdict}", *map(line, bad)]))
+        lines = [f"{report.name}: {report.verdict}", *map(line, bad)]
+        lines += [f"  reproduce: {_this_test()}", f"  or here: {report.reproduce(bad[0])}"]
+        raise AssertionError("\n".join(lines))
     return report
+
+
+def _this_test() -> str:
+    """The command that runs the test that runs now, with the options that it was given."""
+    node = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    options = dict(_options)
+    full = ["--vitspec-full"] if options.pop("vectors", False) else []
+    options.pop("photograph", None)
+    words = [w for name, value in options.items() for w in (f"--vitspec-{name}", str(value))]
+    return shlex.join(["pytest", node, *full, *words])
 
 
 def line(result: Result) -> str:

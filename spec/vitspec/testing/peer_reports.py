@@ -12,14 +12,17 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vitspec.testing import implementations
 from vitspec.testing.adapters.peers.peer import Peer
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.declared import Declaration, Deviation, apply
-from vitspec.testing.implementations import AdapterError
+from vitspec.testing.finding import find
+from vitspec.testing.implementations import AdapterError, dtypes_of
+from vitspec.testing.processes import processes, terminate
+from vitspec.testing.report.report import Report
 from vitspec.testing.report.text import short
-from vitspec.testing.results import Report, environment
-from vitspec.testing.run import Settings, check, processes
+from vitspec.testing.results import environment
+from vitspec.testing.run import check
+from vitspec.testing.settings import Settings
 
 DEFAULT = Settings(cases=8, interpolations=8, laws=1, photograph=False, vectors=False)
 """Well under a minute for a peer."""
@@ -69,8 +72,7 @@ def grade_peer(name: str, settings: Settings = DEFAULT, timeout: float = 600.0) 
         except BrokenProcessPool:
             return Graded(peer, problem="ended its process (a crash in native code?)")
         except TimeoutError:
-            for process in list((pool._processes or {}).values()):
-                process.kill()
+            terminate(pool)
             return Graded(peer, problem=f"gave no result for {timeout:g} s (--timeout)")
 
 
@@ -80,9 +82,9 @@ def grade_here(name: str, settings: Settings = DEFAULT) -> list[Report]:
     Raises:
         AdapterError: it does not load, or does not even work on a one-block model.
     """
-    implementation = implementations.find(name)
+    implementation = find(name)
     reports = []
-    for dtype in implementations.dtypes_of(implementation):
+    for dtype in dtypes_of(implementation):
         report = check(implementation, replace(settings, dtype=dtype))
         report.target = name
         reports.append(report)
@@ -203,7 +205,7 @@ def to_json(graded: Iterable[Graded]) -> dict[str, Any]:
                 "problem": g.problem,
                 "rows": [vars(row) for row in rows(g)],
                 "failures": [
-                    {"dtype": r.dtype, "check": f.check, "place": f.place, "status": f.status,
+                    {"dtype": r.dtype, "check": f.check, "place": str(f.place), "status": f.status,
                      "reason": f.reason, "tensors": [t.tensor for t in f.failures]}
                     for r in g.reports for f in r.results
                     if f.status in ("failed", "xfailed", "xpassed", "errored")

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitspec.records import Record
 from vitspec.testing.catalogue import Deviation, planted
-from vitspec.testing.kinds import KINDS, AnyCase, Config
+from vitspec.testing.families import FAMILIES, KINK_MARGIN, AnyCase, Config
 from vitspec.testing.precision import (
     PRECISIONS,
     NoisyArithmetic,
@@ -31,7 +31,8 @@ class Point:
     """A model, images and a cotangent: where an implementation is evaluated.
 
     Attributes:
-        spec: one of `vitspec.testing.kinds.KINDS`: "vit", "vit-cls" or "vision-transformer".
+        spec: a name of `vitspec.testing.families.FAMILIES`: "vit", "vit-cls" or
+            "vision-transformer"; "other" for a function of the user's own.
         config: the model's configuration.
         params: the parameters by flat name.
         images: (B, C, H, W).
@@ -43,6 +44,10 @@ class Point:
     params: Flat
     images: Array
     cotangent: Array
+
+    def __str__(self) -> str:
+        """A point in words."""
+        return f"{self.config!r} with images of shape {self.images.shape}"
 
     @classmethod
     def of(cls, case: AnyCase) -> Point:
@@ -62,20 +67,20 @@ class Point:
             array.setflags(write=False)
         return point
 
-    def away_from_kinks(self, margin: float) -> Point:
+    def away_from_kinks(self, margin: float = KINK_MARGIN) -> Point:
         """The point with biases b1 moved so that no ReLU's input is within `margin` of 0."""
-        kind = KINDS[self.spec]
-        model = kind.away_from_kinks(self.model(self.params), self.images, margin)
+        family = FAMILIES[self.spec]
+        model = family.away_from_kinks(self.model(self.params), self.images, margin)
         return replace(self, params=model.to_flat())
 
     def model(self, params: Mapping[str, Array]) -> Any:
         """The specification's model with these parameters, for images of this size."""
-        return KINDS[self.spec].model(self.config, params, self.images.shape[1:])
+        return FAMILIES[self.spec].model(self.config, params, self.images.shape[1:])
 
     @property
     def call(self) -> dict[str, Any]:
         """What a call of the model on these images is given besides, by keyword."""
-        return KINDS[self.spec].call(self.config, self.images.shape[1:])
+        return FAMILIES[self.spec].call(self.config, self.images.shape[1:])
 
 
 def evaluate_spec(point: Point, dtype: Any = np.float64, taps: bool = False) -> Flat:

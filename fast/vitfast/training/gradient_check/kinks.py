@@ -2,7 +2,7 @@
 
 At 0 the derivative of the ReLU jumps, and so does that of |x - r|, the masked error. Where rounding
 takes an argument across, a correct implementation computes the other one-sided derivative, far from
-this one (`vitspec.testing.cases.away_from_kinks`). A model whose activation is the ReLU is
+this one (`vitspec.testing.families.Family.away_from_kinks`). A model whose activation is the ReLU is
 therefore checked with its biases b1 moved a little, mostly by less than 1e-2; and masked image
 modelling with those pixels moved that the model has nearly got right. Masked pixels are not seen by
 the model, so what it computes stays the same. All other steps are checked as they are.
@@ -21,9 +21,9 @@ from vitfast.training.gradient_check.reference import Flat, masked_pixels
 from vitfast.training.objectives import MaskedImageModelling, Objective
 from vitspec.models.block import BlockFactors, Setting, block_trace
 from vitspec.models.vision_transformer import VisionTransformer
-from vitspec.testing.cases import nearest_gap
-from vitspec.testing.checks import kink_margin
+from vitspec.testing.families import nearest_gap, off_kinks
 from vitspec.testing.precision import Precision
+from vitspec.testing.trial import kink_margin
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -35,26 +35,22 @@ def move_biases(
     precision: Precision,
 ) -> Flat:
     """The parameters, those b1 moved that a ReLU is near 0 with, in the type that they have."""
-    moved, margin = dict(flat), kink_margin(precision)
+    margin = kink_margin(precision)
     model = VisionTransformer.from_flat(config, {n: p.astype(np.float64) for n, p in flat.items()})
     sequences = [model.embed(one.image, one.conditions) for one in examples]
-    for i, block in enumerate(model.encoder.layers):
+
+    def traces(i: int, block: Any, sequences: Sequence[Array]) -> list[Any]:
         settings = [Setting(factors=_factors(one, i)) for one in examples]
-        hidden = np.concatenate(
-            [
-                block_trace(block, x, own).ffn.hidden
-                for x, own in zip(sequences, settings, strict=True)
-            ]
-        )
-        name = f"encoder.layers.{i}.ffn.b1"
-        b1 = block.ffn.b1 - nearest_gap(hidden, margin)
-        moved[name] = b1.astype(flat[name].dtype)
-        own_block = replace(block, ffn=replace(block.ffn, b1=moved[name].astype(np.float64)))
-        sequences = [
-            block_trace(own_block, x, own).output
-            for x, own in zip(sequences, settings, strict=True)
-        ]
-    return moved
+        return [block_trace(block, x, own) for x, own in zip(sequences, settings, strict=True)]
+
+    def clear(b1: Array, hidden: Array) -> Array:
+        return (b1 - nearest_gap(hidden, margin)).astype(kept).astype(np.float64)
+
+    kept = next(iter(flat.values())).dtype
+    blocks = off_kinks(model.encoder.layers, sequences, traces, clear)
+    names = (f"encoder.layers.{i}.ffn.b1" for i in range(len(blocks)))
+    biases = (block.ffn.b1 for block in blocks)
+    return dict(flat) | {n: b1.astype(flat[n].dtype) for n, b1 in zip(names, biases, strict=True)}
 
 
 def _factors(example: Example, i: int) -> BlockFactors:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitfast.training.gradient_check.reference import Exact, Reference
-from vitspec.testing.diagnose.search import Candidate, candidates, mistaken
-from vitspec.testing.practical_cases import NAME
+from vitspec.testing.diagnosis.search import Candidate, candidates, mistaken
+from vitspec.testing.families import FAMILIES
 from vitspec.typing import Array
 
 SECONDS = 60.0
@@ -28,7 +28,7 @@ FITS = 4.0
 def nearest(reference: Reference, found: Mapping[str, Array]) -> tuple[str, ...]:
     """The names of the deviations whose gradient this is up to rounding, nearest first."""
     deadline, fitting = time.monotonic() + SECONDS, dict[str, float]()
-    for candidate in candidates(NAME):
+    for candidate in candidates(FAMILIES["vision-transformer"]):
         if time.monotonic() > deadline:
             break
         distance = _distance(reference, found, candidate)

@@ -8,8 +8,7 @@ from typing import Any
 
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES, SAME_NAMES
 from vitspec.testing.adapters.name_maps import BoundMap, NameMap
-from vitspec.testing.cases import MODELS
-from vitspec.testing.kinds import KINDS
+from vitspec.testing.families import FAMILIES, MODELS
 from vitspec.testing.precision import PRECISIONS
 from vitspec.typing import Array
 
@@ -52,8 +51,8 @@ class Adapter:
         self.dtype = dtype
         self.closest, self.supports_size = closest, supports_size
         check_dtypes(dtype)
-        if spec not in KINDS:  # a name map leads to the specification's names
-            raise ValueError(f"spec: expected one of {', '.join(KINDS)}, got {spec!r}")
+        if spec not in FAMILIES:  # a name map leads to the specification's names
+            raise ValueError(f"spec: expected one of {', '.join(FAMILIES)}, got {spec!r}")
         self._supports = supports
         self._built = lru_cache(KEPT)(self._build)
 

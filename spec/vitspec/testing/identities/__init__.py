@@ -21,29 +21,23 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitspec.testing.identities.differentiable import directional_derivatives, laws
-from vitspec.testing.identities.evaluation import Evaluation, exact, precision_of
+from vitspec.testing.identities.evaluation import Evaluation
 from vitspec.testing.identities.naming import Naming, Stored, recognise
-from vitspec.testing.identities.results import (
-    IdentityResult,
-    Verdict,
-    identities_table,
-    skipped,
-)
+from vitspec.testing.identities.results import told
 from vitspec.testing.identities.schemes import NAMINGS, torch_naming
 from vitspec.testing.identities.structural import structural
-from vitspec.testing.implementations import AdapterError
+from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.reference import Point
+from vitspec.testing.results import Result
 from vitspec.typing import Array
 
 __all__ = [
     "NAMINGS",
-    "IdentityResult",
     "Naming",
     "SelfContained",
     "Stored",
-    "Verdict",
     "example_point",
     "identities",
-    "identities_table",
     "torch_naming",
 ]
 
@@ -81,85 +75,76 @@ class SelfContained(Protocol):
         """The gradients by parameter, summed over the batch, and the images' gradient."""
 
 
-def example_point(
-    implementation: Any, rng: np.random.Generator, *, dtype: str = "float64"
-) -> tuple[Any, dict[str, Array], Array, Array]:
+def example_point(subject: Subject, rng: np.random.Generator) -> Point:
     """The point of an implementation that has `example`, with a cotangent of normal numbers.
 
     Args:
-        implementation: as `SelfContained`.
+        subject: of an implementation as `SelfContained`, in the precision to round the numbers to.
         rng: handed to `example`; draws the cotangent.
-        dtype: the precision that the numbers are rounded to.
 
     Raises:
-        AdapterError: `example` or `forward` raised, or gave something else.
-        ValueError: the precision is not known.
+        AdapterError: there is no `example`, or it or `forward` raised, or gave something else.
     """
-    precision = precision_of(dtype)
+    implementation = subject.implementation
+    if not callable(getattr(implementation, "example", None)):
+        raise AdapterError(
+            f"{subject.name}: an implementation of another function needs a method "
+            "example(rng) -> (config, params, images); see docs/identities.md"
+        )
     try:
-        config, given, given_images = implementation.example(rng)
-        params = {name: exact(leaf, precision) for name, leaf in given.items()}
-        images = exact(given_images, precision)
-        output = implementation.forward(config, params, images)
+        config, params, images = implementation.example(rng)
+        point = Point(subject.spec, config, dict(params), images, np.zeros(())).rounded(
+            subject.precision
+        )
+        output = implementation.forward(config, point.params, point.images)
         logits = np.asarray(output["logits"] if isinstance(output, Mapping) else output)
     except Exception as error:
         raise AdapterError(
-            f"{implementation.name}: no point could be made with example(rng) and forward: "
+            f"{subject.name}: no point could be made with example(rng) and forward: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return config, params, images, exact(rng.standard_normal(logits.shape), precision)
+    cotangent = rng.standard_normal(logits.shape)
+    return Point(subject.spec, config, point.params, point.images, cotangent).rounded(
+        subject.precision
+    )
 
 
-def identities(
-    implementation: Any,
-    config: Any,
-    params: Mapping[str, Array],
-    images: Array,
-    cotangent: Array,
-    *,
-    dtype: str,
-    rng: np.random.Generator,
-) -> list[IdentityResult]:
+def identities(subject: Subject, point: Point, rng: np.random.Generator) -> list[Result]:
     """Every identity that an implementation can be held to at a point.
 
     Args:
-        implementation: has `name`, `forward` and `vjp`.
-        config: what these want; its number of heads and its stride and padding are used if it has
-            them.
-        params: by name.
-        images: the batch is the first axis; two or more images let the batch be split.
-        cotangent: of the output.
-        dtype: the precision that the implementation computes in. All numbers are rounded to it.
+        subject: an implementation that has `vjp`, and the precision that it computes in.
+        point: where; all numbers are rounded to the precision. Of the configuration the number of
+            heads, the stride and the padding are used if it has them. Two or more images let the
+            batch be split.
         rng: draws directions and neighbours of the point.
 
     Returns:
-        The results: laws, then structure, then difference quotients.
+        The results: laws, then structure, then difference quotients. Where rounding hides too much
+        for a verdict, a result is `skipped` and has what was compared as `undecided`.
 
     Raises:
         AdapterError: the implementation raised, or returned other names or shapes.
-        ValueError: the precision is not known.
     """
-    e = Evaluation(implementation, config, params, images, cotangent, precision_of(dtype), rng)
-    return list(_all(e, implementation, config, rng))
+    return list(_all(Evaluation(subject, point, rng), rng))
 
 
-def _all(
-    e: Evaluation, implementation: Any, config: Any, rng: np.random.Generator
-) -> Iterator[IdentityResult]:
+def _all(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
     wrong = tuple(name for name, leaf in e.values.items() if not np.isfinite(leaf).all())
     formula = "no output and no gradient is infinite or NaN"
     if wrong:
         reason = "not finite; nothing else was looked at"
-        yield IdentityResult("finite", wrong, np.inf, 0.0, "failed", reason, formula)
+        yield told("finite", formula, wrong, np.inf, 0.0, "failed", reason)
         return
-    yield IdentityResult("finite", tuple(e.values), 0.0, 0.0, "passed", "", formula)
+    yield told("finite", formula, tuple(e.values))
     yield from laws(e, rng)
-    own = getattr(implementation, "naming", None)
-    model = recognise(e.params, (own,) if own else NAMINGS)
+    own = getattr(e.subject.implementation, "naming", None)
+    model = recognise(e.point.params, (own,) if own else NAMINGS)
     if isinstance(model, str):
-        yield skipped("structure", (), model, "identities of a Vision Transformer's gradients")
+        formula = "identities of a Vision Transformer's gradients"
+        yield told("structure", formula, status="skipped", reason=model)
     else:
-        yield from structural(e, model, _head_count(config))
+        yield from structural(e, model, _head_count(e.point.config))
     yield from directional_derivatives(e, rng)
 
 

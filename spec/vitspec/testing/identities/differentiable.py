@@ -6,21 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from vitspec.testing.identities.differences import Slope, slope
-from vitspec.testing.identities.evaluation import Evaluation, Flat
-from vitspec.testing.identities.results import (
-    COARSE,
-    FACTOR,
-    Comparison,
-    IdentityResult,
-    Verdict,
-    judged,
-    skipped,
-)
+from vitspec.testing.identities.evaluation import Evaluation
+from vitspec.testing.identities.results import COARSE, FACTOR, Comparison, judged, told
+from vitspec.testing.laws import Sides, added, moved, scaled, split
 from vitspec.testing.precision import rounded
+from vitspec.testing.reference import Flat
+from vitspec.testing.results import Result
 from vitspec.typing import Array
 
 DIRECTIONS = 3
@@ -33,7 +29,7 @@ NEGLIGIBLE = 2.0**-20
 DERIVATIVE = "<vjp(g), dp> = d/dt <g, forward(p + t dp)>"
 
 
-def laws(e: Evaluation, rng: np.random.Generator) -> Iterator[IdentityResult]:
+def laws(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
     """The laws that compare results with each other, cheapest first."""
     yield determinism(e)
     yield unused_parameters(e)
@@ -42,9 +38,72 @@ def laws(e: Evaluation, rng: np.random.Generator) -> Iterator[IdentityResult]:
     yield from batch_split(e)
 
 
-def directional_derivatives(e: Evaluation, rng: np.random.Generator) -> Iterator[IdentityResult]:
+def determinism(e: Evaluation) -> Result:
+    """Two runs agree bit by bit."""
+    formula, names = "forward and vjp give the same bits twice", moved(e, e.again)
+    if not names:
+        return told("determinism", formula)
+    runs = {name: (e.values[name], e.again[name].astype(np.float64)) for name in names}
+    residual = max(float(np.max(np.abs(b - a)) / np.max(np.abs([a, b]))) for a, b in runs.values())
+    reason = "two runs at the same point differ"
+    return told("determinism", formula, names, residual, 0.0, "failed", reason)
+
+
+def unused_parameters(e: Evaluation) -> Result:
+    """No gradient is exactly zero everywhere; one that is may be right, so this never fails."""
+    zero = [n for n in e.point.params if e.values[n].size and not e.values[n].any()]
+    name, formula = "unused parameters", "no parameter's gradient is zero everywhere"
+    if not zero:
+        return told(name, formula)
+    reason = "exactly zero everywhere: does the model use them?"
+    status = "undecided" if e.point.cotangent.any() else "passed"
+    return told(name, formula, zero, status=status, reason=reason)
+
+
+def scale(e: Evaluation) -> Result:
+    """A cotangent times a power of two, which rounds nothing, gives the gradients times it."""
+    factor = 8.0 if e.precision.name == "float16" else 2.0**20
+    both = [_compared(e, scaled(e, a)) for a in (factor, 1 / factor)]
+    worst = {key: max((one[key] for one in both), key=lambda c: c.worst) for key in both[0]}
+    return judged("scale of the cotangent", "vjp(a g) = a vjp(g), a = 2^k", worst)
+
+
+def linearity(e: Evaluation, rng: np.random.Generator) -> Result:
+    """The gradients of two cotangents add up."""
+    g = e.point.cotangent.astype(np.float64)
+    size = float(np.sqrt(np.mean(g**2))) or 1.0
+    other = rounded(size * rng.standard_normal(g.shape), e.precision)
+    sides = added(e.values, e.gradients(other), e.gradients(g + other))
+    formula = "vjp(g) + vjp(g') = vjp(g + g')"
+    return judged("linearity in the cotangent", formula, _compared(e, sides))
+
+
+def batch_split(e: Evaluation) -> Iterator[Result]:
+    """Images do not see each other: neither in the output nor in the gradients."""
+    names = "batch split of the forward", "batch split of the vjp"
+    formulas = "forward(images)[b] = forward(images[b])", "vjp(batch) = sum of vjp(image)"
+    if len(e.point.images) < 2:
+        for name, formula in zip(names, formulas, strict=True):
+            yield told(name, formula, status="skipped", reason="the batch has one image")
+        return
+    found = _compared(e, split(e))
+    logits = {("logits",): found.pop(("logits",))}
+    yield judged(names[0], formulas[0], logits)
+    yield judged(names[1], formulas[1], found)
+
+
+def _compared(e: Evaluation, sides: Mapping[str, Sides]) -> dict[tuple[str, ...], Comparison]:
+    """Each tensor's two sides, by its noise."""
+    u = e.precision.u
+    return {(name,): Comparison.of(one, e.noise[name], u) for name, one in sides.items()}
+
+
+# ---- against difference quotients ----------------------------------------------------------------
+
+
+def directional_derivatives(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
     """The gradients against difference quotients: all together, then tensor by tensor."""
-    point = e.params | {"image": e.images}
+    point = e.point.params | {"image": e.point.images}
     everything = tuple(name for name, leaf in point.items() if leaf.size)
     for _ in range(DIRECTIONS):
         yield _along("directional derivative", e, everything, rng)
@@ -54,18 +113,17 @@ def directional_derivatives(e: Evaluation, rng: np.random.Generator) -> Iterator
 
 def _along(
     name: str, e: Evaluation, tensors: tuple[str, ...], rng: np.random.Generator
-) -> IdentityResult:
-    result = skipped(name, tensors, "nothing was drawn", DERIVATIVE)
+) -> Result:
     for _ in range(1 + REDRAWS):
         result = _along_direction(name, e, _direction(e, tensors, rng))
-        if result.verdict != "undecided":
+        if result.undecided is None:
             break
     return result
 
 
 def _direction(e: Evaluation, tensors: tuple[str, ...], rng: np.random.Generator) -> Flat:
     """Normal numbers, of the size of the tensors' own."""
-    point = e.params | {"image": e.images}
+    point = e.point.params | {"image": e.point.images}
 
     def draw(x: Array) -> Array:
         size = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
@@ -74,14 +132,15 @@ def _direction(e: Evaluation, tensors: tuple[str, ...], rng: np.random.Generator
     return {name: draw(point[name]) for name in tensors}
 
 
-def _along_direction(name: str, e: Evaluation, direction: Flat) -> IdentityResult:
-    weights = e.cotangent.astype(np.float64)
+def _along_direction(name: str, e: Evaluation, direction: Flat) -> Result:
+    weights, point = e.point.cotangent.astype(np.float64), e.point
     start = e.values["logits"]
 
     def change(t: float) -> float:
-        moved = {n: x + t * direction[n] if n in direction else x for n, x in e.params.items()}
-        images = e.images + t * direction["image"] if "image" in direction else e.images
-        return float(np.sum(weights * (e.forward(moved, images) - start)))
+        params = {n: x + t * direction[n] if n in direction else x for n, x in point.params.items()}
+        images = point.images + t * direction["image"] if "image" in direction else point.images
+        logits = e.forward(replace(point, params=params, images=images))
+        return float(np.sum(weights * (logits - start)))
 
     output = float(np.sum(np.abs(weights * start)))
     noise = float(np.sum(np.abs(weights) * (e.noise["logits"] + e.precision.u * np.abs(start))))
@@ -97,104 +156,16 @@ def _along_direction(name: str, e: Evaluation, direction: Flat) -> IdentityResul
 
 def _decided(
     name: str, tensors: tuple[str, ...], found: float, expected: Slope, bound: float, size: float
-) -> IdentityResult:
+) -> Result:
     residual = abs(found - expected.value)
-    verdict: Verdict = "passed"
-    reason = ""
+    figures = name, DERIVATIVE, tensors, residual / size, bound / size
     if not residual <= bound:
-        verdict = "failed"
         reason = f"the vjp says {found:.9g}, the forward {expected.value:.9g}"
-    elif not bound <= COARSE * size:
-        verdict = "undecided"
+        return told(*figures, "failed", reason)
+    if not bound <= COARSE * size:
         reason = (
             f"the forward's derivative is {expected.value:.2g}, give or take {bound:.1g}: "
             "the precision is too coarse, or a ReLU opens or closes here"
         )
-    return IdentityResult(name, tensors, residual / size, bound / size, verdict, reason, DERIVATIVE)
-
-
-def determinism(e: Evaluation) -> IdentityResult:
-    """Two runs agree bit by bit."""
-    differences = {
-        name: float(np.max(np.abs(e.again[name] - leaf)) / np.max(np.abs([e.again[name], leaf])))
-        for name, leaf in e.values.items()
-        if not np.array_equal(e.raw[name], e.again[name])
-    }
-    formula = "forward and vjp give the same bits twice"
-    reason = "two runs at the same point differ" if differences else ""
-    verdict: Verdict = "failed" if differences else "passed"
-    residual = max(differences.values(), default=0.0)
-    return IdentityResult(
-        "determinism", tuple(differences), residual, 0.0, verdict, reason, formula
-    )
-
-
-def unused_parameters(e: Evaluation) -> IdentityResult:
-    """No gradient is exactly zero everywhere; one that is may be right, so this never fails."""
-    zero = tuple(n for n in e.params if e.raw[n].size and not e.raw[n].any())
-    formula = "no parameter's gradient is zero everywhere"
-    reason = "exactly zero everywhere: does the model use them?" if zero else ""
-    verdict: Verdict = "undecided" if zero and e.cotangent.any() else "passed"
-    return IdentityResult("unused parameters", zero, 0.0, 0.0, verdict, reason, formula)
-
-
-def scale(e: Evaluation) -> IdentityResult:
-    """A cotangent times a power of two, which rounds nothing, gives the gradients times it."""
-    factor = 8.0 if e.precision.name == "float16" else 2.0**20
-    found = {}
-    for a in (factor, 1 / factor):
-        scaled = e.vjp(e.params, e.images, a * e.cotangent.astype(np.float64))
-        found[a] = {name: leaf.astype(np.float64) / a for name, leaf in scaled.items()}
-    worst = {
-        name: max((_against(e, name, found[a][name]) for a in found), key=lambda c: c.worst)
-        for name in found[factor]
-    }
-    return judged("scale of the cotangent", "vjp(a g) = a vjp(g), a = 2^k", _each(worst))
-
-
-def linearity(e: Evaluation, rng: np.random.Generator) -> IdentityResult:
-    """The gradients of two cotangents add up."""
-    g = e.cotangent.astype(np.float64)
-    size = float(np.sqrt(np.mean(g**2))) or 1.0
-    other = rounded(size * rng.standard_normal(g.shape), e.precision)
-    parts = [e.vjp(e.params, e.images, c) for c in (other, g + other)]
-    found = {}
-    for name in parts[0]:
-        a, b, c = (np.asarray(flat[name], np.float64) for flat in (e.values, *parts))
-        total = np.abs(a) + np.abs(b) + np.abs(c)
-        noise = 3 * e.noise[name] + e.precision.u * total
-        found[name] = Comparison(a + b - c, total, noise)
-    return judged("linearity in the cotangent", "vjp(g) + vjp(g') = vjp(g + g')", _each(found))
-
-
-def batch_split(e: Evaluation) -> Iterator[IdentityResult]:
-    """Images do not see each other: neither in the output nor in the gradients."""
-    names = "batch split of the forward", "batch split of the vjp"
-    formulas = "forward(images)[b] = forward(images[b])", "vjp(batch) = sum of vjp(image)"
-    if len(e.images) < 2:
-        for name, formula in zip(names, formulas, strict=True):
-            yield skipped(name, (), "the batch has one image", formula)
-        return
-    single = [slice(b, b + 1) for b in range(len(e.images))]
-    logits = np.concatenate([e.forward(e.params, e.images[b]) for b in single])
-    yield judged(names[0], formulas[0], _each({"logits": _against(e, "logits", logits)}))
-    flats = [e.vjp(e.params, e.images[b], e.cotangent[b]) for b in single]
-    found = {"image": _against(e, "image", np.concatenate([flat["image"] for flat in flats]))}
-    for name in e.params:
-        terms = np.stack([flat[name] for flat in flats]).astype(np.float64)
-        size = np.abs(terms).sum(0) + np.abs(e.values[name])
-        difference = terms.sum(0) - e.values[name]
-        noise = 2 * e.noise[name] + e.precision.u * size
-        found[name] = Comparison(difference, size, noise)
-    yield judged(names[1], formulas[1], _each(found))
-
-
-def _against(e: Evaluation, name: str, other: Array) -> Comparison:
-    """Another value of a result against the one at hand."""
-    value = e.values[name]
-    size = np.abs(value) + np.abs(other)
-    return Comparison(other - value, size, e.noise[name] + e.precision.u * size)
-
-
-def _each(found: Mapping[str, Comparison]) -> dict[tuple[str, ...], Comparison]:
-    return {(name,): comparison for name, comparison in found.items()}
+        return told(*figures, "undecided", reason)
+    return told(*figures)

@@ -15,34 +15,39 @@ from typing import Any
 import numpy as np
 
 from vitspec.config import ViTConfig
-from vitspec.testing.cases import MODELS, Case, random_case
 from vitspec.testing.catalogue import CATALOGUE, Deviation
-from vitspec.testing.identities import IdentityResult, identities
+from vitspec.testing.families import FAMILIES, MODELS, Case
+from vitspec.testing.identities import identities
 from vitspec.testing.identities.differentiable import DIRECTIONS, directional_derivatives, laws
 from vitspec.testing.identities.evaluation import Evaluation
 from vitspec.testing.identities.naming import Model, recognise
 from vitspec.testing.identities.schemes import NAMINGS
 from vitspec.testing.identities.structural import structural
-from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.implementations import Subject
 from vitspec.testing.reference import Point, SpecImplementation
+from vitspec.testing.results import Result
+from vitspec.testing.tolerance import Grade
 
 SEEN_KINDS = ("backward", "forward", "batch", "both")
-QUOTIENT = "directional derivative"
+QUOTIENT = "directional-derivative"
+
+
+def name_of(result: Result) -> str:
+    """An identity's name, without that it is one."""
+    return result.check.removeprefix("identity.")
 
 
 def points(count: int, seed: int = 0) -> Iterator[Point]:
     """Random points of both models, small variances and one-image batches among them."""
     for i in range(count):
         rng = np.random.default_rng([seed, i])
-        yield Point.of(random_case(rng, sorted(MODELS)[i % len(MODELS)]))
+        yield Point.of(FAMILIES[sorted(MODELS)[i % len(MODELS)]].random_case(rng))
 
 
-def results(point: Point, dtype: str, seed: int = 0) -> list[IdentityResult]:
+def results(point: Point, dtype: str, seed: int = 0) -> list[Result]:
     """The identities of the specification in a precision."""
-    implementation = SpecImplementation(point.spec, dtype)
-    at = point.rounded(PRECISIONS[dtype])
-    given = (at.config, at.params, at.images, at.cotangent)
-    return identities(implementation, *given, dtype=dtype, rng=np.random.default_rng(seed))
+    subject = Subject(SpecImplementation(point.spec, dtype))
+    return identities(subject, point, np.random.default_rng(seed))
 
 
 CONFIG = ViTConfig(
@@ -59,20 +64,18 @@ def small_points() -> dict[str, Point]:
 
 def evaluation(point: Point, implementation: Any, dtype: str = "float64") -> Evaluation:
     """An implementation at a point."""
-    at, rng = point.rounded(PRECISIONS[dtype]), np.random.default_rng(0)
-    given = (at.config, at.params, at.images, at.cotangent)
-    return Evaluation(implementation, *given, PRECISIONS[dtype], rng)
+    return Evaluation(Subject(implementation, dtype), point, np.random.default_rng(0))
 
 
-def laws_and_structure(e: Evaluation) -> Iterator[IdentityResult]:
+def laws_and_structure(e: Evaluation) -> Iterator[Result]:
     """All but the difference quotients."""
     yield from laws(e, np.random.default_rng(1))
-    model = recognise(e.params, NAMINGS)
+    model = recognise(e.point.params, NAMINGS)
     if isinstance(model, Model):
-        yield from structural(e, model, e.config.head_count)
+        yield from structural(e, model, e.point.config.head_count)
 
 
-def quotients(e: Evaluation) -> Iterator[IdentityResult]:
+def quotients(e: Evaluation) -> Iterator[Result]:
     """The difference quotients along all tensors together."""
     return islice(directional_derivatives(e, np.random.default_rng(1)), DIRECTIONS)
 
@@ -87,7 +90,7 @@ def broken_by(mistake: Deviation, dtype: str = "float64") -> tuple[str, ...]:
     for part in (laws_and_structure, quotients):
         for spec, point in small_points().items() if not broken else ():
             e = evaluation(point, SpecImplementation(spec, dtype, [mistake]), dtype)
-            broken += [r.name for r in part(e) if r.verdict == "failed"]
+            broken += [name_of(r) for r in part(e) if r.status == "failed"]
     return tuple(dict.fromkeys(broken))
 
 
@@ -116,21 +119,22 @@ def table(dtypes: Iterable[str], count: int) -> Iterator[str]:
     """Rows of Markdown; residual and bound are medians."""
     yield "| identity | precision | results | residual | bound | worst ratio | undecided |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    found: dict[tuple[str, str], list[IdentityResult]] = defaultdict(list)
+    found: dict[tuple[str, str], list[Grade]] = defaultdict(list)
+    undecided: dict[tuple[str, str], int] = defaultdict(int)
     for dtype in dtypes:
         for point in points(count):
             for result in results(point, dtype):
-                if result.verdict != "skipped":
-                    found[result.name, dtype].append(result)
+                if grade := result.worst or result.undecided:
+                    found[name_of(result), dtype].append(grade)
+                    undecided[name_of(result), dtype] += result.undecided is not None
     for (name, dtype), group in sorted(found.items()):
-        if any(r.bound for r in group):
-            residual = np.median([r.residual for r in group])
-            bound = np.median([r.bound for r in group])
-            worst = max(r.ratio for r in group)
-            undecided = sum(r.verdict == "undecided" for r in group)
+        if any(g.bound for g in group):
+            residual = np.median([g.error for g in group])
+            bound = np.median([g.bound for g in group])
+            worst = max(g.ratio for g in group)
             yield (
                 f"| {name} | {dtype} | {len(group)} | {residual:.0e} | {bound:.0e} "
-                f"| {worst:.2g} | {undecided} |"
+                f"| {worst:.2g} | {undecided[name, dtype]} |"
             )
 
 

@@ -1,19 +1,17 @@
-"""What an identity found: the verdict, the numbers that it rests on, and a table of them."""
+"""The verdict on an identity, by the implementation's own noise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from vitspec.testing.laws import Sides
+from vitspec.testing.results import WHOLE, Result
+from vitspec.testing.tolerance import Grade
 from vitspec.typing import Array
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-Verdict = Literal["passed", "failed", "skipped", "undecided"]
 
 FACTOR = 8
 """How many times its noise a residual may be; `docs/identities.md` has the measurements."""
@@ -21,41 +19,42 @@ COARSE = 2.0**-3
 """An identity that allows more than this part of what it sums decides nothing."""
 
 
-@dataclass(frozen=True)
-class IdentityResult:
-    """One identity at one point.
+def told(
+    name: str,
+    formula: str,
+    tensors: Sequence[str] = (),
+    residual: float = 0.0,
+    bound: float = 0.0,
+    status: Literal["passed", "failed", "skipped", "undecided"] = "passed",
+    reason: str = "",
+) -> Result:
+    """The result of an identity, in terms of the results of all checks.
 
-    Attributes:
-        name: the identity, the same for every layer.
+    Args:
+        name: of the identity, the same for every layer.
+        formula: the identity in one line.
         tensors: the parameters' gradients (and `image`, `logits`) that it ties together; where it
             compares tensors one by one, those that break it, or else the one nearest to doing so.
         residual: by how much its two sides differ, relative to what they sum.
         bound: the largest residual that rounding explains.
-        verdict: `passed`; `failed`; `skipped`, as it does not apply; `undecided`, as the bound is
-            too large to see a mistake.
+        status: `undecided`: the bound is too large to see a mistake.
         reason: why, if it did not pass.
-        formula: the identity in one line.
     """
-
-    name: str
-    tensors: tuple[str, ...]
-    residual: float
-    bound: float
-    verdict: Verdict
-    reason: str
-    formula: str
-
-    @property
-    def ratio(self) -> float:
-        """residual / bound: an identity holds up to 1; 0 if nothing was compared."""
-        if not self.residual:
-            return 0.0
-        return self.residual / self.bound if self.bound else float("inf")
+    grade = Grade(", ".join(tensors), "residual", residual, bound / FACTOR, bound)
+    check = check_name(name)
+    text = "; ".join(part for part in (reason, formula) if part)
+    if status == "undecided":
+        return Result(check, WHOLE, "skipped", reason=text, undecided=grade)
+    return Result(check, WHOLE, status, () if status == "skipped" else (grade,), text)
 
 
-def skipped(name: str, tensors: tuple[str, ...], reason: str, formula: str) -> IdentityResult:
-    """The result of an identity that does not apply."""
-    return IdentityResult(name, tensors, 0.0, 0.0, "skipped", reason, formula)
+def check_name(name: str) -> str:
+    """The name of the check of an identity.
+
+    >>> check_name("norm's shift into fc1")
+    'identity.norms-shift-into-fc1'
+    """
+    return "identity." + name.replace("'", "").replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,11 @@ class Comparison:
     difference: Array
     size: Array
     noise: Array
+
+    @classmethod
+    def of(cls, sides: Sides, noise: Array, u: float) -> Comparison:
+        """The sides of a law, by the noise of the tensor and the unit roundoff."""
+        return cls(sides.left - sides.right, sides.size, sides.noises * noise + u * sides.size)
 
     @property
     def bound(self) -> Array:
@@ -101,7 +105,7 @@ class Comparison:
         return float(abs(self.difference[at]) / size), float(self.bound[at] / size)
 
 
-def judged(name: str, formula: str, found: dict[tuple[str, ...], Comparison]) -> IdentityResult:
+def judged(name: str, formula: str, found: Mapping[tuple[str, ...], Comparison]) -> Result:
     """The verdict on an identity.
 
     Args:
@@ -113,56 +117,14 @@ def judged(name: str, formula: str, found: dict[tuple[str, ...], Comparison]) ->
     nearest = max(found, key=lambda tensors: found[tensors].worst)
     tensors = tuple(dict.fromkeys(t for group in failing or [nearest] for t in group))
     residual, bound = found[nearest].relative()
-    verdict: Verdict = "passed"
-    reason = ""
     if failing:
-        verdict = "failed"
         reason = f"the two sides differ by {residual:.1e}, rounding explains {bound:.1e}"
         if not np.isfinite(residual):
             reason = "a side is not finite"
-    elif all(c.coarse for c in found.values() if c.difference.size):
-        verdict = "undecided"
+        return told(name, formula, tensors, residual, bound, "failed", reason)
+    if all(c.coarse for c in found.values() if c.difference.size):
         reason = f"at this point rounding hides differences up to {bound:.1e}"
         if not any(c.size.any() for c in found.values()):
             reason = "everything that it sums is zero"
-    return IdentityResult(name, tensors, residual, bound, verdict, reason, formula)
-
-
-def identities_table(results: Sequence[IdentityResult]) -> Table:
-    """A table of at most 80 columns.
-
-    Every result that fails or is undecided has a row with its tensors and the reason; of the others
-    each identity has one, with its largest residual and how many results there are. Identities that
-    do not apply share a row for each reason.
-    """
-    from rich.table import Table
-
-    table = Table(title="Identities that need no oracle", title_justify="left", width=80)
-    table.add_column("identity", overflow="fold", ratio=1)
-    table.add_column("n", justify="right")
-    table.add_column("residual", justify="right")
-    table.add_column("bound", justify="right")
-    table.add_column("verdict")
-    for verdict, style in (("failed", "bold red"), ("undecided", "yellow")):
-        for r in sorted((r for r in results if r.verdict == verdict), key=lambda r: -r.ratio):
-            shown = ", ".join(r.tensors[:4]) + ", ..." * (len(r.tensors) > 4)
-            text = "\n  ".join(filter(None, [r.name, shown, r.formula, r.reason]))
-            table.add_row(text, "1", *_numbers(r), verdict, style=style)
-    for name, group in _grouped([r for r in results if r.verdict == "passed"], "name"):
-        worst = max(group, key=lambda r: r.ratio)
-        table.add_row(name, str(len(group)), *_numbers(worst), "passed")
-    for reason, group in _grouped([r for r in results if r.verdict == "skipped"], "reason"):
-        names = ", ".join(dict.fromkeys(r.name for r in group))
-        table.add_row(f"{reason}: {names}", str(len(group)), "", "", "skipped", style="dim")
-    return table
-
-
-def _grouped(
-    results: Sequence[IdentityResult], key: str
-) -> Iterator[tuple[str, list[IdentityResult]]]:
-    for value in dict.fromkeys(getattr(r, key) for r in results):
-        yield value, [r for r in results if getattr(r, key) == value]
-
-
-def _numbers(r: IdentityResult) -> tuple[str, str]:
-    return (f"{r.residual:.1e}", f"{r.bound:.1e}") if r.bound or r.residual else ("", "")
+        return told(name, formula, tensors, residual, bound, "undecided", reason)
+    return told(name, formula, tensors, residual, bound)

@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitspec.testing.identities.evaluation import Evaluation, Flat
+from vitspec.testing.identities.evaluation import Evaluation
 from vitspec.testing.identities.naming import Model
 from vitspec.testing.identities.place import Place
 from vitspec.testing.identities.relations import GLOBAL, PER_LAYER, Identity, patch_positions
-from vitspec.testing.identities.results import Comparison, IdentityResult, judged, skipped
+from vitspec.testing.identities.results import Comparison, judged, told
+from vitspec.testing.reference import Flat
+from vitspec.testing.results import Result
 from vitspec.typing import Array
 
 
-def structural(e: Evaluation, model: Model, head_count: int | None) -> Iterator[IdentityResult]:
+def structural(e: Evaluation, model: Model, head_count: int | None) -> Iterator[Result]:
     """Every identity of the architecture, in every layer where it holds.
 
     One that holds nowhere gives one result, which says why.
@@ -29,7 +31,7 @@ def structural(e: Evaluation, model: Model, head_count: int | None) -> Iterator[
 
 def _everywhere(
     identity: Identity, points: _Points, layers: Sequence[int | None]
-) -> Iterator[IdentityResult]:
+) -> Iterator[Result]:
     reasons = []
     for layer in layers:
         exact, size, noise = points.places(layer, identity.single)
@@ -44,7 +46,7 @@ def _everywhere(
         comparison = Comparison(left - right, total, rounding)
         yield judged(identity.name, identity.formula, {(*names, *identity.uses): comparison})
     if reasons and len(reasons) == len(layers):
-        yield skipped(identity.name, identity.gradients, reasons[-1], identity.formula)
+        yield told(identity.name, identity.formula, status="skipped", reason=reasons[-1])
 
 
 def _why_not(identity: Identity, p: Place) -> str:
@@ -84,7 +86,8 @@ class _Points:
 
     def __init__(self, e: Evaluation, model: Model, head_count: int | None) -> None:
         self.e, self.model, self.heads, self.u = e, model, head_count, e.precision.u
-        config, patch = e.config, e.params[model.roles["patch.weight", None].name].shape[2:]
+        kernel = e.point.params[model.roles["patch.weight", None].name]
+        config, patch = e.point.config, kernel.shape[2:]
         stride = getattr(config, "stride", None)
         self.geometry = (
             (patch if stride is None else (stride, stride)),
@@ -97,9 +100,9 @@ class _Points:
     def single(self) -> Triple:
         """The same for the first image alone; the batch's noise is no smaller than its own."""
         if self._single is None:
-            e, first = self.e, slice(0, 1)
-            found = e.vjp(e.params, e.images[first], e.cotangent[first])
-            values = {name: leaf.astype(np.float64) for name, leaf in found.items()}
+            e, point, first = self.e, self.e.point, slice(0, 1)
+            alone = replace(point, images=point.images[first], cotangent=point.cotangent[first])
+            values = {name: x.astype(np.float64) for name, x in e.evaluate(alone).items()}
             noise = e.noise | {"image": e.noise["image"][first]}
             self._single = self._triple(values, noise, first)
         return self._single
@@ -110,9 +113,9 @@ class _Points:
         return replace(a, layer=layer), replace(b, layer=layer), replace(c, layer=layer)
 
     def _triple(self, values: Flat, noise: Flat, batch: slice) -> Triple:
-        e = self.e
-        given = {"images": e.images[batch], "cotangent": e.cotangent[batch]}
-        weights = {n: x.astype(np.float64) for n, x in (e.params | given).items()}
+        point = self.e.point
+        given = {"images": point.images[batch], "cotangent": point.cotangent[batch]}
+        weights = {n: x.astype(np.float64) for n, x in (point.params | given).items()}
         gradients = values | {"cotangent": weights["cotangent"]}
         rounding = noise | {"cotangent": np.zeros_like(weights["cotangent"])}
 

@@ -22,7 +22,8 @@ from vitspec.testing.report.rows import (
     worst_tensors,
 )
 from vitspec.testing.report.text import figure, first_lines, in_html, ratio, short
-from vitspec.testing.results import Report, Result, environment
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result, environment
 from vitspec.testing.tolerance import Grade
 
 SIGNS = {0: ("good", "✓"), 1: ("bad", "✗"), 3: ("odd", "!")}

@@ -11,7 +11,8 @@ from typing import Any
 
 import vitspec
 from vitspec.testing.report.rows import looks_like, summary
-from vitspec.testing.results import Report, Result, environment
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result, environment
 from vitspec.testing.tolerance import Grade
 
 SCHEMA = "vitspec-report/1"
@@ -37,7 +38,7 @@ def to_json(reports: Sequence[Report]) -> dict[str, Any]:
 
 def _report(report: Report) -> dict[str, Any]:
     return {
-        "target": _text(report.target),
+        "target": _text(report.target or report.name),
         "name": _text(report.name),
         "version": _text(report.version),
         "spec": report.spec,
@@ -59,7 +60,7 @@ def _report(report: Report) -> dict[str, Any]:
 def _result(report: Report, result: Result) -> dict[str, Any]:
     return {
         "check": _text(result.check),
-        "place": _text(result.place),
+        "place": _text(str(result.place)),
         "status": result.status,
         "reason": _text(result.reason),
         "point": _text(result.point),

@@ -7,7 +7,8 @@ from xml.etree import ElementTree as ET
 
 from vitspec.testing.report.rows import TENSORS, departs, described, summary, worst_tensors
 from vitspec.testing.report.text import printable, ratio
-from vitspec.testing.results import Report, Result
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result
 
 
 def to_junit(reports: Sequence[Report]) -> str:

@@ -25,7 +25,8 @@ from vitspec.testing.report.text import (
     ratio,
     short,
 )
-from vitspec.testing.results import Report, Result
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result
 from vitspec.testing.tolerance import Grade
 
 SIGNS = {0: "✅", 1: "❌", 3: "⚠️"}

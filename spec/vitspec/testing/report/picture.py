@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vitspec.testing.report.rows import MARK, described, layer_of
 from vitspec.testing.report.text import figure, in_html, ratio, short
-from vitspec.testing.results import Report
+from vitspec.testing.report.report import Report
 from vitspec.testing.tolerance import Grade, worst
 
 CONFORMS, DEPARTS = "conforms", "departs"

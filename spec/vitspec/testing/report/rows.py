@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitspec.testing.report.text import figure, printable, ratio, short
-from vitspec.testing.results import Report, Result
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result
 from vitspec.testing.tolerance import Grade, worst
 
 BAD = ("failed", "errored", "xpassed")
@@ -202,7 +203,7 @@ def looks_like(report: Report) -> str:
     grades = [
         g
         for r in report.results
-        if r.check in ("forward", "vjp") and r.status == "failed" and r.place != "photograph"
+        if r.check in ("forward", "vjp") and r.status == "failed" and str(r.place) != "photograph"
         for g in r.grades
         if 0 < g.price < np.inf and 0 < g.error < np.inf and not g.cancelled
     ]
@@ -217,7 +218,7 @@ def looks_like(report: Report) -> str:
 
 def _at(result: Result) -> str:
     """Where, if anywhere in particular."""
-    article = "the " if result.place == "photograph" else ""
+    article = "the " if str(result.place) == "photograph" else ""
     return f" at {article}{result.place}" if result.place else ""
 
 

@@ -27,7 +27,8 @@ from vitspec.testing.report.rows import (
     worst_tensors,
 )
 from vitspec.testing.report.text import figure, first_lines, printable, ratio, short
-from vitspec.testing.results import Report, Result
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import Result
 from vitspec.testing.tolerance import Grade
 
 
@@ -50,7 +51,7 @@ def _print_report(report: Report, console: Console) -> None:
     if report.target != report.name:
         header.append(f" ({printable(report.target)})", style="not bold dim")
     console.print(header, highlight=False)
-    photograph = [g for r in report.results if r.place == "photograph" for g in r.grades]
+    photograph = [g for r in report.results if str(r.place) == "photograph" for g in r.grades]
     if photograph:
         console.print(photograph_table(photograph))
         console.print()
@@ -181,7 +182,7 @@ def _failures_table(result: Result) -> Table:
 def _print_legend(reports: Sequence[Report], console: Console) -> None:
     results = [r for report in reports for r in report.results]
     lines = [f"{word}: {text}" for word, text in LEGEND.items() if word != MARK]
-    if any(r.place == "photograph" and r.grades for r in results):
+    if any(str(r.place) == "photograph" and r.grades for r in results):
         lines.append("d x: the gradient of x; worst layer: the one with the largest ratio")
     if any(g.cancelled for r in results for g in r.grades):
         lines.append(f"{MARK}: {LEGEND[MARK]}")

@@ -18,6 +18,7 @@ import vitspec
 from vitspec.config import ViTConfig
 from vitspec.testing.precision import Precision
 from vitspec.testing.reference import Flat, Point
+from vitspec.testing.results import Place
 from vitspec.testing.tolerance import Price
 from vitspec.testing.vectors.format import (
     MAX_FILE,
@@ -71,9 +72,9 @@ class Vector:
         return "ill-formed" if self.case["category"] == "ill-formed" else str(self.case["kind"])
 
     @property
-    def place(self) -> str:
+    def place(self) -> Place:
         """What results call it."""
-        return f"vector {self.id}"
+        return Place("vectors", self.id)
 
     def prices(self, precision: Precision) -> dict[str, Price] | None:
         """What a precision costs each output; None if the case is not graded in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ import numpy as np
 from vitspec.config import ViTConfig
 from vitspec.errors import NotWellFormed
 from vitspec.models.parameters import parameter_shapes
-from vitspec.testing import implementations
-from vitspec.testing.cases import MODELS
-from vitspec.testing.implementations import AdapterError
+from vitspec.testing.families import MODELS
+from vitspec.testing.implementations import AdapterError, Subject, to_numpy
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
-from vitspec.testing.results import Report, Result, graded, quoted
+from vitspec.testing.report.report import Report
+from vitspec.testing.results import WHOLE, Result, graded
 from vitspec.testing.tolerance import grade
 from vitspec.testing.vectors import folder
 from vitspec.testing.vectors.folder import Answer, Vector
@@ -72,9 +73,7 @@ def _not_graded(vector: Vector, precision: Precision) -> str:
 # ---- a Python implementation -------------------------------------------------------------------
 
 
-def check_vectors(
-    implementation: Any, precision: Precision, only: str | None = None
-) -> Iterator[Result]:
+def check_vectors(subject: Subject, only: str | None = None) -> Iterator[Result]:
     """The shipped vectors that concern an implementation.
 
     These are the cases of its own model, and, if it has an attribute `layers`, those of the layers
@@ -82,8 +81,7 @@ def check_vectors(
     settings, which returns a mapping of `out` and `d_<argument>` to arrays.
 
     Args:
-        implementation: see `vitspec.testing.implementations`.
-        precision: what is checked.
+        subject: what is checked.
         only: the one case to check on; None for all.
 
     Raises:
@@ -95,48 +93,44 @@ def check_vectors(
     for case_id in [only] if only else folder.ids():
         vector = folder.load(case_id)
         try:
-            yield from _check(implementation, precision, vector, asked_for=only is not None)
+            yield from _check(subject, vector, asked_for=only is not None)
         except AdapterError as error:
             check = {"layer": LAYER, "ill-formed": ILL_FORMED}.get(vector.kind, FORWARD)
             yield _result(vector, check, "errored", str(error))
 
 
-def _check(
-    implementation: Any, precision: Precision, vector: Vector, asked_for: bool
-) -> Iterator[Result]:
+def _check(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[Result]:
     if vector.kind == "layer":
-        yield from _check_layer(implementation, precision, vector, asked_for)
-    elif vector.case["spec"] != implementation.spec:
+        yield from _check_layer(subject, vector, asked_for)
+    elif vector.case["spec"] != subject.spec:
         if asked_for:
-            reason = f"it asks for {vector.case['spec']}, this is {implementation.spec}"
+            reason = f"it asks for {vector.case['spec']}, this is {subject.spec}"
             yield _result(vector, FORWARD, "skipped", reason)
     elif vector.kind == "ill-formed":
-        yield _check_ill_formed(implementation, precision, vector)
-    elif vector.prices(precision) is None:
-        yield _result(vector, FORWARD, "skipped", _not_graded(vector, precision))
+        yield _check_ill_formed(subject, vector)
+    elif vector.prices(subject.precision) is None:
+        yield _result(vector, FORWARD, "skipped", _not_graded(vector, subject.precision))
     else:
-        yield from _check_model(implementation, precision, vector)
+        yield from _check_model(subject, vector)
 
 
-def _check_model(implementation: Any, precision: Precision, vector: Vector) -> Iterator[Result]:
-    point = vector.point().rounded(precision)
-    reason = implementations.why_unsupported(implementation, point.config)
+def _check_model(subject: Subject, vector: Vector) -> Iterator[Result]:
+    point = vector.point().rounded(subject.precision)
+    reason = subject.why_unsupported(point.config)
     if reason is not None:
         yield _result(vector, FORWARD, "skipped", reason)
         return
-    evaluators: dict[str, Any] = {FORWARD: implementations.forward, VJP: implementations.vjp}
+    evaluators: dict[str, Any] = {FORWARD: subject.forward, VJP: subject.vjp}
     for check, names in _names(vector).items():
-        if check == VJP and not implementations.has_vjp(implementation):
+        if check == VJP and not subject.has_vjp:
             yield _result(vector, check, "skipped", "it has no vjp")
             continue
-        found = evaluators[check](implementation, point, precision)
-        yield _graded(vector, check, names, found, precision)
+        yield _graded(vector, check, names, evaluators[check](point), subject.precision)
 
 
-def _check_layer(
-    implementation: Any, precision: Precision, vector: Vector, asked_for: bool
-) -> Iterator[Result]:
-    layers, layer = getattr(implementation, "layers", None) or {}, vector.case["layer"]
+def _check_layer(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[Result]:
+    precision, layer = subject.precision, vector.case["layer"]
+    layers = getattr(subject.implementation, "layers", None) or {}
     if layer not in layers:
         if layers or asked_for:
             yield _result(vector, LAYER, "skipped", f"it exposes no layer {layer!r}")
@@ -148,9 +142,9 @@ def _check_layer(
     for name, x in vector.inputs.items():
         arguments[name] = x > 0 if name == MASK else x.astype(precision.carrier)
         arguments[name].setflags(write=False)
-    with implementations.guarded(implementation, f"layers[{layer!r}]", vector.place):
+    with subject.guarded(f"layers[{layer!r}]", vector.place):
         returned = layers[layer](**arguments, **vector.case["settings"])
-        found = {str(name): implementations.to_numpy(x) for name, x in dict(returned).items()}
+        found = {str(name): to_numpy(x) for name, x in dict(returned).items()}
     dtypes = {name: str(x.dtype) for name, x in found.items()}
     right = {n: x for n, x in found.items() if _is_of(x, precision)}
     if problems := _problems(vector, right, dtypes):
@@ -165,7 +159,7 @@ def _is_of(x: Array, precision: Precision) -> bool:
     return str(x.dtype) == precision.carrier if precision.own_type else "float" in str(x.dtype)
 
 
-def _check_ill_formed(implementation: Any, precision: Precision, vector: Vector) -> Result:
+def _check_ill_formed(subject: Subject, vector: Vector) -> Result:
     rules = ", ".join(vector.case["violations"])
     try:
         config = ViTConfig(**vector.case["config"])
@@ -175,11 +169,11 @@ def _check_ill_formed(implementation: Any, precision: Precision, vector: Vector)
         )
         return _result(vector, ILL_FORMED, "skipped", reason)
     try:
-        refusal = implementations.why_unsupported(implementation, config)
+        refusal = subject.why_unsupported(config)
         if refusal is None:
-            point = _any_point(vector, config).rounded(precision)
+            point = _any_point(vector, config).rounded(subject.precision)
             with _quiet():
-                implementations.forward(implementation, point, precision)
+                subject.forward(point)
             return _result(vector, ILL_FORMED, "failed", f"accepted what breaks {rules}")
     except Exception as error:  # any error is a refusal; a crash of the process is not
         refusal = type(error.__cause__ or error).__name__
@@ -220,7 +214,7 @@ class AnswersReport(Report):
 
     def reproduce(self, result: Result) -> str:
         """The command that grades the folder again."""
-        return f"vitspec vectors grade {quoted(self.target)} --dtype {self.dtype}"
+        return f"vitspec vectors grade {shlex.quote(self.target)} --dtype {self.dtype}"
 
 
 def grade_report(directory: Path | str, dtype: str = "float32") -> Report:
@@ -239,10 +233,10 @@ def grade_report(directory: Path | str, dtype: str = "float32") -> Report:
         raise VectorError(f"--dtype: expected one of {known}, got {dtype!r}")
     answers = folder.answers(directory)
     name = Path(directory).name or str(directory)
-    report = AnswersReport(str(directory), name, "", "vit, vit-cls", dtype, seed=0)
+    report = AnswersReport(str(directory), name, "", "vit, vit-cls", dtype)
     if all(answer == Answer() for answer in answers.values()):
         reason = "no case has a result.safetensors or a rejected.txt; run your program first"
-        report.results.append(Result("vector", "", "errored", reason=reason))
+        report.results.append(Result("vector", WHOLE, "errored", reason=reason))
         return report
     for case_id, answer in answers.items():
         report.results += _grade_answer(folder.load(case_id), answer, PRECISIONS[dtype])

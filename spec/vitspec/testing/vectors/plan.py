@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from vitspec.config import ViTConfig
 from vitspec.geometry import sliding_window_out_dim
 from vitspec.models.parameters import parameter_shapes
 from vitspec.models.transformer import TransformerEncoderLayer, encoder_layer_trace
-from vitspec.testing.cases import MODELS, nearest_gap
+from vitspec.testing.families import MODELS, nearest_gap, off_kinks
 from vitspec.testing.precision import PRECISIONS, rounded
 from vitspec.testing.vectors.layers import MASK, build_layers
 from vitspec.typing import Array
@@ -166,13 +166,11 @@ def _near_power_of_two(fan_in: int) -> float:
 
 def clear_of_kinks(layers: tuple[TransformerEncoderLayer, ...], rows: list[Array]) -> list[Array]:
     """Biases b1, one for each layer, with which no ReLU's input is near 0 at these sequences."""
-    biases = []
-    for layer in layers:
-        hidden = np.concatenate([encoder_layer_trace(layer, x).ffn.hidden for x in rows])
-        biases.append(clear_bias(layer.ffn.b1, hidden))
-        moved = replace(layer, ffn=replace(layer.ffn, b1=biases[-1]))
-        rows = [encoder_layer_trace(moved, x).output for x in rows]
-    return biases
+
+    def traces(_: int, layer: Any, rows: Sequence[Array]) -> list[Any]:
+        return [encoder_layer_trace(layer, x) for x in rows]
+
+    return [layer.ffn.b1 for layer in off_kinks(layers, rows, traces, clear_bias)]
 
 
 def clear_bias(b1: Array, hidden: Array) -> Array:

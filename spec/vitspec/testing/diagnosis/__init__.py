@@ -10,10 +10,10 @@ rounding of the precision, is the name of the mistake. If no single one does, pa
 
 from __future__ import annotations
 
-from vitspec.testing.diagnose.diagnosis import Departure, Diagnosis, Near
-from vitspec.testing.diagnose.run import diagnose, expected_by_name
-from vitspec.testing.diagnose.table import DiagnosisRow, diagnosis_table, pairs_table, rows_table
-from vitspec.testing.diagnose.text import diagnosis_tables
+from vitspec.testing.diagnosis.diagnosis import Departure, Diagnosis, Near
+from vitspec.testing.diagnosis.run import diagnose, expected_by_name
+from vitspec.testing.diagnosis.table import DiagnosisRow, diagnosis_table, pairs_table, rows_table
+from vitspec.testing.diagnosis.text import diagnosis_tables
 
 __all__ = [
     "Departure",

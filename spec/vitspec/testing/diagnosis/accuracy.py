@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing import implementations
 from vitspec.testing.catalogue import deviation
-from vitspec.testing.checks import CASE_RUNS
-from vitspec.testing.diagnose.diagnosis import Near
-from vitspec.testing.diagnose.points import Sample
-from vitspec.testing.diagnose.search import Candidate, mistaken
+from vitspec.testing.diagnosis.diagnosis import Near
+from vitspec.testing.diagnosis.points import Sample
+from vitspec.testing.diagnosis.search import Candidate, mistaken
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Point, evaluate_spec, price_spec
 from vitspec.testing.tolerance import grade
+from vitspec.testing.trial import CASE_RUNS
 
 ALIKE = 32.0
 """Two errors of the same making are within this factor of each other."""
 
 
-def nearest(implementation: Any, sample: Sample) -> Near | None:
+def nearest(subject: Subject, sample: Sample) -> Near | None:
     """The deviation whose errors are like the implementation's, if it errs more than it should."""
     precision = sample.precision
     if precision.name not in LARGEST_EXPONENT or not sample.case.config.num_layers:
@@ -42,8 +42,8 @@ def nearest(implementation: Any, sample: Sample) -> Near | None:
 
         try:
             with np.errstate(all="ignore"):
-                found = ratio(implementations.forward(implementation, point, precision)["logits"])
-        except implementations.AdapterError:  # it refuses what overflows, or what is not finite
+                found = ratio(subject.forward(point)["logits"])
+        except AdapterError:  # it refuses what overflows, or what is not finite
             continue
         if found <= 1:
             continue

@@ -6,33 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitspec.testing.cases import MODELS
-from vitspec.testing.checks import CASE_RUNS
-from vitspec.testing.diagnose.diagnosis import Departure
-from vitspec.testing.diagnose.patterns import LAYER, patterns
-from vitspec.testing.diagnose.points import Sample
+from vitspec.testing.diagnosis.diagnosis import Departure
+from vitspec.testing.diagnosis.patterns import LAYER, patterns
+from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import price_spec
 from vitspec.testing.tolerance import grade, worst
+from vitspec.testing.trial import CASE_RUNS
 
 FAR_BELOW = 1 / 32
 """Of a precision's price: errors below are not of its making."""
-
-_BACKWARD = (
-    "head.bias", "head.weights", "norm2_beta", "norm2_gamma", "ffn.b2", "ffn.w2", "ffn.b1",
-    "ffn.w1", "norm1_beta", "norm1_gamma", "mha.wo", "mha.wv", "mha.wk", "mha.wq",
-    "pos_enc.pos", "cls_token", "patch_embed.bias", "patch_embed.kernel", "image",
-)  # fmt: skip
-"""Gradients in the order in which backward gets to them; the layers' come last layer first."""
-
-_BACKWARD_PRACTICAL = (
-    "head.bias", "head.weights", "final_norm_beta", "final_norm_gamma", "layer_scale2", "ffn.b2",
-    "ffn.w2", "ffn.b1", "ffn.w1", "norm2_beta", "norm2_gamma", "layer_scale1", "mha.bo", "mha.wo",
-    "mha.bv", "mha.wv", "mha.bk", "mha.wk", "mha.bq", "mha.wq", "norm1_beta", "norm1_gamma",
-    "pos_enc.pos", "cls_token", "patch_embed.bias", "patch_embed.kernel", "image",
-)  # fmt: skip
-"""The same in the practical family, whose norms come before their branches."""
-
 
 def departures(samples: Sequence[Sample]) -> list[Departure]:
     """Every tensor that departs from the specification somewhere, in the order of computation."""
@@ -56,9 +39,8 @@ def _order(name: str, samples: Sequence[Sample]) -> tuple[int, int, int]:
         return 0, _layer_order(name), places[0]
     if name == "logits":
         return 1, 0, 0
-    practical = samples[0].case.spec not in MODELS
     kind = LAYER.sub("", name)
-    place = (_BACKWARD_PRACTICAL if practical else _BACKWARD).index(kind)
+    place = samples[0].family.backward_order.index(kind)
     if kind.startswith(("head.", "final_norm")):
         return 2, 0 if kind.startswith("head.") else place, 0
     return (4, 0, place) if name == kind else (3, -_layer_order(name), place)

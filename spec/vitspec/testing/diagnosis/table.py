@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from vitspec.testing.catalogue import CATALOGUE, Deviation, deviation
-from vitspec.testing.diagnose.run import diagnose
+from vitspec.testing.diagnosis.run import diagnose
 from vitspec.testing.reference import SpecImplementation
 
 

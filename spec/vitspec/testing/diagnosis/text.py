@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vitspec.testing.diagnose.diagnosis import Departure, Diagnosis, Near
+from vitspec.testing.diagnosis.diagnosis import Departure, Diagnosis, Near
 
 WIDTH = 80
 KINDS_SHOWN = 12

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vitspec.testing.diagnose.points import Sample
+from vitspec.testing.diagnosis.points import Sample
 from vitspec.typing import Array
 
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from vitspec.testing import checks, implementations
 from vitspec.testing.catalogue import deviation
-from vitspec.testing.diagnose import accuracy, points
-from vitspec.testing.diagnose.diagnosis import Diagnosis, Near
-from vitspec.testing.diagnose.findings import departures, hints, looks_like_precision
-from vitspec.testing.diagnose.points import Sample
-from vitspec.testing.diagnose.search import Match, Search, same_function
-from vitspec.testing.kinds import KINDS, Config
+from vitspec.testing.diagnosis import accuracy, points
+from vitspec.testing.diagnosis.diagnosis import Diagnosis, Near
+from vitspec.testing.diagnosis.findings import departures, hints, looks_like_precision
+from vitspec.testing.diagnosis.points import Sample
+from vitspec.testing.diagnosis.search import Match, Search, same_function
+from vitspec.testing.families import FAMILIES, Config
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.tolerance import worst
+from vitspec.testing.trial import smoke
 
 SHOWN = 3
 """Deviations that are shown."""
@@ -43,28 +44,26 @@ def diagnose(
         AdapterError: it is no implementation of a specified model, or does not work at all.
 
     >>> from vitspec.testing.catalogue import deviation
-    >>> from vitspec.testing.reference import SpecImplementation
+    >>> from vitspec.testing import SpecImplementation
     >>> mistaken = SpecImplementation("vit", mistakes=[deviation("value-weight-gets-key-gradient")])
     >>> diagnose(mistaken).verdict
     "It is `value-weight-gets-key-gradient`: the value weight's gradient is the key's."
     """
-    if problems := list(implementations.interface_problems(implementation)):
-        raise implementations.AdapterError("; ".join(problems))
-    if implementation.spec not in KINDS:
-        raise implementations.AdapterError(
-            f"{implementation.name} claims to be {implementation.spec!r}; only "
-            f"{' and '.join(KINDS)} have a specification to compare with"
-        )
     start = time.monotonic()
-    precision = implementations.precision_of(implementation, dtype)
-    checks.smoke(implementation, precision, config)
-    chosen, notes = points.cases(implementation, seed, config)
-    samples = [Sample(implementation, case, precision) for case in chosen]
+    subject = Subject(implementation, dtype)
+    if subject.spec not in FAMILIES:
+        raise AdapterError(
+            f"{subject.name} claims to be {subject.spec!r}; only "
+            f"{' and '.join(FAMILIES)} have a specification to compare with"
+        )
+    smoke(subject, config)
+    chosen, notes = points.cases(subject, seed, config)
+    samples = [Sample(subject, case) for case in chosen]
     diagnosis = Diagnosis(
-        implementation.name, implementation.version, implementation.spec, precision.name, seed,
+        subject.name, subject.version, subject.spec, subject.precision.name, seed,
         points=[repr(case) for case in chosen], notes=notes,
     )  # fmt: skip
-    if not implementations.has_vjp(implementation):
+    if not subject.has_vjp:
         diagnosis.notes.append("It has no vjp: mistakes in gradients cannot be seen.")
     if strange := sorted({name for s in samples for name in s.strange_taps}):
         diagnosis.notes.append(
@@ -75,7 +74,7 @@ def diagnose(
     graded = [s.grades[name] for s in samples for name in s.tensors]
     diagnosis.specification = worst(graded).ratio
     if all(g.conforms for g in graded):
-        _conforming(diagnosis, implementation, samples)
+        _conforming(diagnosis, subject, samples)
     else:
         _departing(diagnosis, samples)
     if diagnosis.name is None:
@@ -101,7 +100,7 @@ def expected_by_name(
     return expected if found.name and expected in found.nearest[0].same else found.name
 
 
-def _conforming(diagnosis: Diagnosis, implementation: Any, samples: Sequence[Sample]) -> None:
+def _conforming(diagnosis: Diagnosis, subject: Subject, samples: Sequence[Sample]) -> None:
     diagnosis.conforms = True
     diagnosis.verdict = "It conforms: at none of the points does anything depart."
     search = Search(samples)
@@ -110,9 +109,9 @@ def _conforming(diagnosis: Diagnosis, implementation: Any, samples: Sequence[Sam
     if unseen:
         diagnosis.notes.append(
             f"Not to be seen in {diagnosis.dtype} at these points: {', '.join(unseen)}. "
-            + _finer(implementation, diagnosis.dtype)
+            + _finer(subject)
         )
-    if found := accuracy.nearest(implementation, samples[-1]):
+    if found := accuracy.nearest(subject, samples[-1]):
         diagnosis.conforms = False
         diagnosis.nearest = [found]
         diagnosis.verdict = (
@@ -164,9 +163,8 @@ def _cannot_tell(first: Near, dtype: str) -> str:
     return f"These are not distinguishable in {dtype} at these points: rerun with another --seed."
 
 
-def _finer(implementation: Any, dtype: str) -> str:
-    finer = [d for d in implementations.dtypes_of(implementation)
-             if PRECISIONS[d].u < PRECISIONS[dtype].u]  # fmt: skip
+def _finer(subject: Subject) -> str:
+    finer = subject.finer_dtypes
     return f"Rerun with --dtype {finer[-1]}." if finer else "Rerun in float32, if it can."
 
 

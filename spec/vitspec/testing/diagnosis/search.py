@@ -18,11 +18,12 @@ from typing import Any
 import jaxtyping
 import numpy as np
 
-from vitspec.testing.catalogue import Deviation, deviations_of, planted
-from vitspec.testing.checks import CASE_RUNS
-from vitspec.testing.diagnose.points import Sample
+from vitspec.testing.catalogue import Deviation, planted
+from vitspec.testing.diagnosis.points import Sample
+from vitspec.testing.families import Family
 from vitspec.testing.reference import evaluate_spec, price_spec
 from vitspec.testing.tolerance import grade
+from vitspec.testing.trial import CASE_RUNS
 
 DROP = 64.0
 """A rough ratio beyond which a deviation is out: rough prices are not wrong by so much."""
@@ -90,7 +91,7 @@ def changes_logits(deviation: Deviation) -> bool:
 
 
 def candidates(
-    spec: str, with_gradients: bool = True, other_sizes: bool = False
+    family: Family, with_gradients: bool = True, other_sizes: bool = False
 ) -> list[Candidate]:
     """Every deviation that can show in a model.
 
@@ -98,7 +99,7 @@ def candidates(
     own, by automatic differentiation: these are two candidates of one name.
     """
     found = []
-    for deviation in deviations_of(spec, other_sizes):
+    for deviation in family.mistakes(other_sizes):
         if not deviation.visible_in_model:
             continue
         if with_gradients or changes_logits(deviation):
@@ -134,7 +135,7 @@ class Search:
         self.samples, self.deadline = samples, time.process_time() + seconds
         self.with_gradients = len(samples[0].tensors) > 1
         other_sizes = any(sample.is_interpolated for sample in samples)
-        self.all = candidates(samples[0].case.spec, self.with_gradients, other_sizes)
+        self.all = candidates(samples[0].family, self.with_gradients, other_sizes)
         self.out_of_time = False
         self._logits: dict[tuple[tuple[str, ...], int], float] = {}
         self._ratios: dict[tuple[Candidate, int], dict[str, float]] = {}

@@ -1,0 +1,5 @@
+"""`python -m vitfast`: the command `vitfast`."""
+
+from vitfast.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m vitspec`: the command `vitspec`."""
+
+from vitspec.cli import main
+
+main()

@@ -1,0 +1,172 @@
+"""Where an implementation is looked at, and what it and the specification say there.
+
+A few small models of each family (`Family.telling_cases`), chosen so that every mistake of the
+catalogue shows in one of them and no two look alike in all. What an implementation does not support
+is replaced by the nearest thing that it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from vitspec.testing.families import AnyCase, Config
+from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.precision import Precision
+from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
+from vitspec.testing.tolerance import Grade, Price, grade
+from vitspec.testing.trial import CASE_RUNS, kink_margin
+from vitspec.typing import Array
+
+
+def cases(
+    subject: Subject, seed: int = 0, config: Config | None = None
+) -> tuple[list[AnyCase], list[str]]:
+    """The cases that the implementation supports, and in words what had to be replaced."""
+    chosen: list[AnyCase] = []
+    notes, family = [], subject.family
+    for i, telling in enumerate(family.telling_cases):
+        case = replace(telling, seed=4 * seed + i)
+        wishes = [family.with_config(case, config)] if config else [*family.friendlier(case)]
+        near = subject.closest(case.config)
+        if not config and near != case.config:
+            wishes.insert(1, family.with_config(case, near))
+        for wish in wishes:
+            reason = subject.why_unsupported(wish.config)
+            if reason is None:
+                chosen.append(wish)
+                break
+            if wish is wishes[0]:
+                notes.append(f"{subject.name} does not support {wish.config!r}: {reason}")
+    if other := _interpolated(subject, seed, config):
+        chosen.insert(1, other)
+    if not chosen:
+        raise AdapterError(
+            f"{subject.name} supports none of the configurations that were tried; "
+            "name one that it does: --config"
+        )
+    return chosen, notes
+
+
+def _interpolated(subject: Subject, seed: int, config: Config | None) -> AnyCase | None:
+    """The case with images of another size, if the implementation takes it."""
+    if not subject.takes_other_sizes:
+        return None
+    case = replace(subject.family.telling_interpolated_case(), seed=seed)
+    wish = config or subject.closest(case.config)
+    near = case if wish == case.config else subject.family.with_config(case, wish)
+    reason = subject.why_unsupported(near.config)
+    reason = reason or subject.why_size_unsupported(near.config, near.image_shape[1:])
+    return None if reason else near
+
+
+@lru_cache(maxsize=16)
+def _point(case: AnyCase, precision: Precision) -> Point:
+    return Point.of(case).away_from_kinks(kink_margin(precision)).rounded(precision)
+
+
+@lru_cache(maxsize=16)
+def _reference(
+    case: AnyCase, precision: Precision, taps: bool
+) -> tuple[Flat, dict[str, Price]]:
+    """The specification's results in float64, and what a precision costs them."""
+    point, rng = _point(case, precision), np.random.default_rng([case.seed, 3])
+    truth = evaluate_spec(point, taps=taps)
+    return truth, price_spec(point, truth, precision, CASE_RUNS, rng, taps=taps)
+
+
+class Sample:
+    """An implementation and the specification at one point.
+
+    Args:
+        subject: what is diagnosed.
+        case: the point.
+    """
+
+    def __init__(self, subject: Subject, case: AnyCase) -> None:
+        self.case, self.family, self.precision = case, subject.family, subject.precision
+        self.point = _point(case, self.precision)
+        found = subject.evaluate(self.point)
+        taps = found.keys() - {"logits", "image", *self.point.params}
+        self.truth, self.prices = _reference(case, self.precision, bool(taps))
+        fitting = {n for n in taps & self.truth.keys() if found[n].shape == self.truth[n].shape}
+        self.strange_taps = sorted(taps - fitting)
+        self.taps = [name for name in self.truth if name in fitting]
+        self.found: dict[str, Array] = {
+            name: np.asarray(value, np.float64)
+            for name, value in found.items()
+            if name not in self.strange_taps
+        }
+        self.tensors = [name for name in self.truth if name in found and name not in taps]
+
+    @cached_property
+    def grades(self) -> dict[str, Grade]:
+        """The verdicts on all tensors and taps, against the specification."""
+        return {
+            name: grade(name, self.found[name], self.truth[name], self.prices[name])
+            for name in (*self.taps, *self.tensors)
+        }
+
+    @cached_property
+    def relative_prices(self) -> dict[str, float]:
+        """What the precision costs each tensor, relative to its size.
+
+        A tensor that only noise is left of has no size; it gets the largest of the others' prices.
+        """
+        sizes = {name: float(np.linalg.norm(self.truth[name])) for name in self.tensors}
+        own = {
+            name: self.prices[name].norm / sizes[name]
+            for name in self.tensors
+            if sizes[name] > 4 * self.prices[name].norm
+        }
+        general = max(own.values(), default=self.precision.u)
+        return {name: own.get(name, general) for name in self.tensors}
+
+    def rough_ratio(self, name: str, found: Array, deviating: Array) -> float:
+        """About what the grade's ratio would be if `deviating` were the truth.
+
+        Its price is taken from the truth's, which costs nothing. It may be wrong by some factor,
+        so what comes near is graded by a price of its own.
+        """
+        difference = found - deviating
+        if not np.isfinite(difference).all():
+            return np.inf
+        size, error = float(np.linalg.norm(deviating)), float(np.linalg.norm(difference))
+        noise = max(self.prices[name].norm, self.relative_prices[name] * size)
+        if error == 0:
+            return 0.0
+        bound = 4 * noise + 4 * self.precision.u * size
+        return error / bound if bound else np.inf
+
+    @property
+    def is_interpolated(self) -> bool:
+        """Whether the images have another size than the configuration's."""
+        return getattr(self.case, "image_size", None) is not None
+
+    @property
+    def quantities(self) -> dict[str, float]:
+        """What a stray factor may be, by name."""
+        c, (B, _, H, W) = self.case.config, self.point.images.shape
+        rows, columns = self.family.grid(c, H, W)
+        patches, cls = rows * columns, self.family.cls_rows(c)
+        return {
+            "the number of tokens": patches + cls,
+            **({"the number of patches": patches} if cls else {}),
+            "the batch size": B,
+            "head_dim": c.head_dim,
+            "sqrt(head_dim)": c.head_dim**0.5,
+            "head_count": c.head_count,
+            "sqrt(head_count)": c.head_count**0.5,
+            "embed_dim": c.embed_dim,
+            "sqrt(embed_dim)": c.embed_dim**0.5,
+            "num_layers": c.num_layers,
+            "num_classes": c.num_classes,
+        }
+
+    @property
+    def oddities(self) -> dict[str, bool]:
+        """What is unusual about this point, in words."""
+        return self.family.oddities(self.case)

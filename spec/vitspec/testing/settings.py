@@ -1,0 +1,135 @@
+"""What to check, declared once: for `check`, for `vitspec check`, and for the page that lists it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from vitspec.testing.config_text import config_argument
+from vitspec.testing.families import Config
+
+WHAT, HOW = "What to check", "How"
+"""The groups of options."""
+
+NOTHING: dict[str, Any] = {
+    "cases": 0, "interpolations": 0, "laws": 0,
+    "photograph": False, "vectors": False, "ill_formed": False,
+}  # fmt: skip
+"""Fields of `Settings` with which nothing is checked."""
+
+
+def _option(default: Any, words: str, panel: str = WHAT, **how: Any) -> Any:
+    """A field of `Settings`: what `vitspec check --help` and the pages say of it, and its limits.
+
+    Args:
+        default: its value, if nothing is said.
+        words: one sentence.
+        panel: the group of options that it stands in.
+        how: `min`, the smallest number; `always`, whether a printed command names it even where it
+            has its default.
+    """
+    return field(default=default, metadata={"words": words, "panel": panel, **how})
+
+
+@dataclass(frozen=True, repr=False)
+class Settings:
+    """What to check; each field is an option of `vitspec check` of the same name."""
+
+    cases: int = _option(100, "Small random configurations each.", min=0)
+    interpolations: int = _option(
+        12, "Small cases with images of another size, if it interpolates positions.", min=0
+    )
+    laws: int = _option(4, "Small cases for the laws and identities.", min=0)
+    photograph: bool = _option(True, "The photograph, ViT-Base/16 at full size.")
+    vectors: bool = _option(True, "The shipped test vectors.")
+    ill_formed: bool = _option(True, "That ill-formed configurations are refused.")
+    identities: bool = _option(False, "Only what needs no specification: works for any model.")
+    config: Config | None = _option(
+        None,
+        "Only this configuration: a JSON file, base, large, or key=value,...; of the practical "
+        "family, PRESET,key=value,... (hf-vit-base, d2l, ...).",
+    )
+    only: str | None = _option(None, "Only checks of this name; may have *.")
+    case: tuple[int, ...] = _option((), "Only the small case of this number; repeatable.", min=0)
+    interpolation: tuple[int, ...] = _option(
+        (), "Only the images of another size of this number; repeatable.", min=0
+    )
+    law: tuple[int, ...] = _option((), "Only the laws' case of this number; repeatable.", min=0)
+    vector: tuple[str, ...] = _option((), "Only this test vector; repeatable.")
+    dtype: str | None = _option(
+        None, "The precision, if the implementation has several.", HOW, always=True
+    )
+    seed: int = _option(0, "What everything is drawn from.", HOW, min=0, always=True)
+
+    def __repr__(self) -> str:
+        """The call that makes it: what differs from the defaults."""
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.changes())})"
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """The fields that differ from their defaults, and their values."""
+        for one in fields(self):
+            if (value := getattr(self, one.name)) != one.default:
+                yield one.name, value
+
+    def wants(self, check: str) -> bool:
+        """Whether a check of this name is asked for."""
+        return self.only is None or fnmatchcase(check, self.only)
+
+    @property
+    def names_units(self) -> bool:
+        """Whether single cases, laws or vectors are asked for, and so nothing else is checked."""
+        return bool(self.case or self.interpolation or self.law or self.vector)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left out: what passes then passes everywhere."""
+        changed = {name for name, _ in self.changes()}
+        return changed <= {"seed", "cases", "interpolations", "laws", "dtype"}
+
+    def only_for(self, **what: Any) -> Settings:
+        """What to check anew, with the numbers, the precision and the configuration of these."""
+        kept = {"config": self.config, "only": self.only, "dtype": self.dtype, "seed": self.seed}
+        return Settings(**kept | what)
+
+    def as_options(self) -> str:
+        """The options of `vitspec check` that say the same, as one types them."""
+        words: list[str] = []
+        for one in fields(self):
+            name, value = f"--{one.name.replace('_', '-')}", getattr(self, one.name)
+            if value is None or (value == one.default and not one.metadata.get("always")):
+                continue
+            if isinstance(value, bool):
+                words.append(name if value else f"--no-{one.name.replace('_', '-')}")
+            elif isinstance(value, tuple):
+                words += [word for item in value for word in (name, str(item))]
+            else:
+                text = value if isinstance(value, str | int) else config_argument(value)
+                words += [name, str(text)]
+        return shlex.join(words)
+
+
+def described(one: Any) -> str:
+    """A field of `Settings` in one sentence."""
+    return str(one.metadata["words"])
+
+
+def settings_table() -> str:
+    """Every option, its default and what it says, as a Markdown table."""
+    lines = ["| option | field | default | |", "| --- | --- | --- | --- |"]
+    for one in fields(Settings):
+        name = f"--{one.name.replace('_', '-')}"
+        switch = f"{name}, --no-{name[2:]}" if one.default is True else name
+        default = {None: "", (): ""}.get(one.default, repr(one.default))
+        lines.append(f"| `{switch}` | `{one.name}` | {default} | {described(one)} |")
+    return "\n".join(lines)
+
+
+Settings.__doc__ = f"{Settings.__doc__}\n\nAttributes:\n" + "\n".join(
+    f"    {one.name}: {described(one)}" for one in fields(Settings)
+)
+
+QUICK = Settings(cases=8, interpolations=2, photograph=False, vectors=False)
+"""What `check` does by default: some seconds."""

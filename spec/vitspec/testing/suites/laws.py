@@ -1,0 +1,95 @@
+"""The laws, judged by the price of the precision; and the same small cases against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from vitspec.testing.implementations import Subject
+from vitspec.testing.laws import PERMUTATIONS, added, moved, permutations, scaled, split
+from vitspec.testing.results import Result
+from vitspec.testing.settings import Settings
+from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered, against_the_truth, with_config
+from vitspec.testing.trial import Trial, case_trial
+
+
+def determinism(trial: Trial) -> Result:
+    """The same point twice gives the same bits."""
+    names = moved(trial, trial.evaluate(trial.point))
+    if not names:
+        return Result("determinism", trial.place, "passed", point=trial.description)
+    reason = f"differs from run to run: {', '.join(names[:5])}"
+    return Result("determinism", trial.place, "failed", reason=reason, point=trial.description)
+
+
+def linearity(trial: Trial) -> Result:
+    """The gradients of two cotangents add up."""
+    own = trial.point.cotangent
+    # Multiples of 1/8 up to 4: their sums are exact in every precision.
+    g, h = (trial.rng.integers(-32, 33, size=own.shape) / 8 for _ in range(2))
+    if not np.any(g) or not np.any(h):
+        g, h = g + 1, h - 1
+    cotangents = [x.astype(own.dtype) for x in (g, h, g + h)]
+    scale = sum(float(np.linalg.norm(x) / np.linalg.norm(own)) for x in cotangents)
+    sides = added(*(trial.gradients(x) for x in cotangents))
+    grades = [trial.compare(name, s.left, s.right, scale) for name, s in sides.items()]
+    return trial.result("linearity", grades)
+
+
+def scale(trial: Trial) -> Result:
+    """Four times the cotangent gives four times the gradients."""
+    grades = [trial.compare(name, s.left, s.right) for name, s in scaled(trial, 4.0).items()]
+    return trial.result("scale", grades)
+
+
+def batch_split(trial: Trial) -> Result:
+    """A batch gives what its images give one by one."""
+    sides = sorted(split(trial).items())
+    return trial.result("batch-split", [trial.compare(n, s.left, s.right) for n, s in sides])
+
+
+LAWS: dict[str, Callable[[Trial], Result]] = {
+    "determinism": determinism,
+    "linearity": linearity,
+    "scale": scale,
+    "batch-split": batch_split,
+}
+"""Those of any differentiable function; then the permutations."""
+OF_GRADIENTS = ("linearity", "scale")
+
+
+class Laws(Numbered):
+    """Small cases whose patches tile the image, so that they can be moved."""
+
+    name = option = "law"
+    checks = (*AGAINST_THE_TRUTH, *LAWS, *PERMUTATIONS)
+
+    def units(self, settings: Settings) -> range:
+        """As many as are asked for."""
+        return range(settings.laws)
+
+    def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
+        """Against the truth, then against the implementation itself."""
+        case = subject.family.tiled_case(np.random.default_rng([settings.seed, index, 1]))
+        trial = case_trial(subject, with_config(subject, settings, case), self.place(index))
+        if reason := subject.why_unsupported(trial.point.config):
+            yield trial.skip("supports", reason)
+            return
+        yield from against_the_truth(trial, settings)
+        for name, law in LAWS.items():
+            if settings.wants(name) and name in OF_GRADIENTS and not subject.has_vjp:
+                yield trial.skip(name, "it has no vjp")
+            elif settings.wants(name):
+                yield law(trial)
+        if any(settings.wants(name) for name in PERMUTATIONS):
+            yield from (r for r in permuted(trial) if settings.wants(r.check))
+
+
+def permuted(trial: Trial) -> Iterator[Result]:
+    """Every permutation that leaves the function alone."""
+    for law in permutations(trial.point, trial.rng):
+        found = law.restore(trial.evaluate(law.point))
+        names = [name for name in trial.prices if name in found]
+        grades = [trial.compare(name, found[name], trial.found[name]) for name in names]
+        yield trial.result(law.name, grades)

@@ -1,0 +1,97 @@
+"""What a suite is: one kind of check, from what it plans to what runs one of its units again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+from vitspec.testing.families import AnyCase
+from vitspec.testing.implementations import Subject
+from vitspec.testing.results import Place, Result
+from vitspec.testing.settings import Settings
+from vitspec.testing.trial import Trial
+
+Index = int | str | None
+
+
+class Suite(ABC):
+    """One kind of check; `vitspec.testing.run` knows it by this interface alone.
+
+    Attributes:
+        name: permanent; the first word of its places.
+        checks: the names of the checks that it may run, which may have `*`.
+        option: the field of `Settings` that asks for single units of it; "" if none does.
+        batch: units that a process runs before it reports.
+    """
+
+    name: ClassVar[str]
+    checks: ClassVar[tuple[str, ...]]
+    option: ClassVar[str] = ""
+    batch: ClassVar[int] = 1
+
+    @abstractmethod
+    def units(self, settings: Settings) -> Iterable[Index]:
+        """The units that settings ask for which ask for no single one."""
+
+    @abstractmethod
+    def run(self, subject: Subject, settings: Settings, index: Any) -> Iterator[Result]:
+        """The results of one unit.
+
+        Raises:
+            AdapterError: the implementation did not do what an implementation must.
+        """
+
+    @abstractmethod
+    def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
+        """The settings that run these units again, and nothing else."""
+
+    def plan(self, settings: Settings) -> list[Place]:
+        """The places where something is to be checked."""
+        if settings.names_units:
+            indices = getattr(settings, self.option) if self.option else ()
+        elif not settings.identities and any(settings.wants(check) for check in self.checks):
+            indices = self.units(settings)
+        else:
+            indices = ()
+        return [Place(self.name, index) for index in indices]
+
+    def place(self, index: Index = None) -> Place:
+        """The place of a unit."""
+        return Place(self.name, index)
+
+
+class Numbered(Suite):
+    """A suite whose units have numbers, of which single ones can be asked for."""
+
+    def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
+        """Those of these numbers."""
+        return settings.only_for(**{self.option: indices})
+
+
+def with_config(subject: Subject, settings: Settings, case: AnyCase) -> AnyCase:
+    """The case with the user's configuration, or else the closest that is supported."""
+    config = settings.config or subject.closest(case.config)
+    return case if config == case.config else subject.family.with_config(case, config)
+
+
+AGAINST_THE_TRUTH = ("forward", "vjp")
+
+
+def against_the_truth(trial: Trial, settings: Settings, prefix: str = "") -> Iterator[Result]:
+    """The logits, and the gradients of the images and of every parameter, are the specification's.
+
+    Args:
+        trial: where.
+        settings: which of the two checks are asked for.
+        prefix: of the checks' names.
+    """
+    if settings.wants(f"{prefix}forward"):
+        yield trial.result(f"{prefix}forward", [trial.grade("logits")])
+    if not settings.wants(f"{prefix}vjp"):
+        return
+    if trial.subject.has_vjp:
+        tensors = [tensor for tensor in trial.truth if tensor != "logits"]
+        yield trial.result(f"{prefix}vjp", [trial.grade(tensor) for tensor in tensors])
+    else:
+        yield trial.skip(f"{prefix}vjp", "it has no vjp")
