@@ -213,13 +213,11 @@ def _diagnosis(target: str, dtype: str, seed: int) -> str | None:
 def _config(text: str | None) -> Config | None:
     if text is None:
         return None
-    from vitspec.errors import NotWellFormed
-    from vitspec.testing.practical_config import is_practical, parse_practical_config
-    from vitspec.testing.shapes import parse_config
+    from vitspec.testing.config_text import read_config
 
     try:
-        return parse_practical_config(text) if is_practical(text) else parse_config(text)[0]
-    except (ValueError, OSError, NotWellFormed) as error:
+        return read_config(text)
+    except (ValueError, OSError) as error:
         fail(USAGE, f"--config {text}: {error}")
 
 
