@@ -48,14 +48,10 @@ from vitspec.testing.practical_cases import (
     interpolated_case,
     random_case,
 )
-from vitspec.testing.practical_config import is_practical, parse_practical_config
-from vitspec.testing.practical_strategies import (
-    vision_transformer_configs,
-    vision_transformer_points,
-)
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, RoundingArithmetic, rounded
 from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
 from vitspec.testing.run import LAW_CHECKS, PERMUTATIONS, QUICK
+from vitspec.testing.strategies import vision_transformer_configs, vision_transformer_points
 from vitspec.testing.variants import VARIANTS, Variant
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -675,35 +671,7 @@ def test_an_adapter_of_a_function_in_jax_conforms():
     assert "head.weights" not in right
 
 
-# ---- the configuration of the command line -------------------------------------------------------
-
-
-def test_a_preset_with_changes_is_a_configuration():
-    config = parse_practical_config("hf-vit-base, num_layers=2,layer_norm_eps=1e-6,qkv_bias=False")
-    assert config == replace(
-        PRESETS["hf-vit-base"], num_layers=2, layer_norm_eps=1e-6, qkv_bias=False
-    )
-    assert is_practical("d2l,num_layers=1")
-    assert not is_practical("base")
-    assert not is_practical("embed_dim=8")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("hf-vit-base,layers=2", "did you mean num_layers"),
-        ("hf-vit-base,num_layers", "key=value"),
-        ("hf-vit-base,num_layers=1,num_layers=2", "twice"),
-        ("hf-vit-base,num_layers=two", "num_layers"),
-        ("hf-vit-base,qkv_bias=perhaps", "qkv_bias"),
-        ("hf-vit-base,head_count=7", "headCount_dvd_embedDim"),
-        ("dinov2-small", "num_classes=10"),
-        ("dinov2-giant", "SwiGLU"),
-    ],
-)
-def test_what_is_no_configuration_is_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_practical_config(text)
+# ---- a configuration of the user's ---------------------------------------------------------------
 
 
 def test_a_configuration_of_another_kind_is_refused():

@@ -18,6 +18,7 @@ from vitspec.layers.attention import scaled_dot_product_attention
 from vitspec.layers.conv2d import conv2d, window_rows
 from vitspec.models.tokens import grid_to_tokens
 from vitspec.testing.bench import flops, products
+from vitspec.testing.config_text import parse_config
 from vitspec.testing.shapes import (
     LAYER,
     Model,
@@ -25,12 +26,10 @@ from vitspec.testing.shapes import (
     letters,
     parameter_count,
     parameter_rows,
-    parse_config,
     remarks,
     shapes,
-    shapes_json,
-    shapes_table,
 )
+from vitspec.testing.shapes_report import shapes_json, shapes_table
 from vitspec.testing.strategies import cases, edge_cases, edges_of
 
 any_case = cases(degenerate=True) | edge_cases()
@@ -263,126 +262,7 @@ def test_a_batch_is_a_natural_number():
         shapes(*parse_config("base"), -1)
 
 
-# ---- the command's argument --------------------------------------------------------------------
-
-BASE, SIZE = ViTConfig(), (3, 224, 224)
-
-
-def fields_of(text):
-    """What a message calls known."""
-    return text.partition("known are ")[2].split(", ")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("base", Model(BASE, "vit", *SIZE)),
-        ("large", Model(vit_large_patch16_config, "vit", *SIZE)),
-        ("embed_dim=5", Model(ViTConfig(embed_dim=5), "vit", *SIZE)),
-        (
-            " base , height = 32,in_channels=1 , spec=vit-cls",
-            Model(BASE, "vit-cls", 1, 32, 224),
-        ),
-        (
-            "large,num_layers=0",
-            Model(dataclasses.replace(vit_large_patch16_config, num_layers=0), "vit", *SIZE),
-        ),
-    ],
-)
-def test_a_text_describes_a_model(text, expected):
-    assert parse_config(text) == expected
-
-
-@given(case=any_case)
-@settings(max_examples=30)
-def test_a_model_written_as_text_or_as_a_file_is_read_back(case, tmp_path_factory):
-    values = dataclasses.asdict(case.config) | case.size | {"spec": case.spec}
-    assert parse_config(",".join(f"{k}={v}" for k, v in values.items())) == model_of(case)
-    path = tmp_path_factory.getbasetemp() / "model.json"
-    path.write_text(json.dumps(values))
-    assert parse_config(str(path)) == model_of(case)
-
-
-def test_a_file_s_absent_fields_are_those_of_base(tmp_path):
-    path = tmp_path / "model.json"
-    path.write_text('{"height": 32, "num_classes": 7}')
-    assert parse_config(str(path)) == Model(ViTConfig(num_classes=7), "vit", 3, 32, 224)
-
-
-def test_a_directory_called_like_a_preset_does_not_hide_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    assert parse_config("base").config == BASE
-
-
-@pytest.mark.parametrize("text", ["embed_dimm=5", "base,embedDim=5,embed_dimm=3"])
-def test_an_unknown_field_is_told_with_the_known_ones(text):
-    with pytest.raises(ValueError, match=r"'embed_dimm' \(did you mean embed_dim\?\)") as error:
-        parse_config(text)
-    known = {field.name for field in dataclasses.fields(ViTConfig)}
-    assert set(fields_of(str(error.value))) == known | {"in_channels", "height", "width", "spec"}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", ",", "huge", "base,base", "large,", "=3", "stride=", "stride", "a" * 5000, "\0", "b\na"],
-)
-def test_what_is_no_configuration_is_refused_with_what_would_be_one(text):
-    with pytest.raises(ValueError, match="expected base or large, key=value,key=value or a JSON"):
-        parse_config(text)
-
-
-def test_a_key_given_twice_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="stride is given twice"):
-        parse_config("stride=3,stride=4")
-    path = tmp_path / "model.json"
-    path.write_text('{"stride": 3, "stride": 3}')
-    with pytest.raises(ValueError, match="given twice: stride"):
-        parse_config(str(path))
-
-
-@pytest.mark.parametrize(
-    ("text", "labels"),
-    [
-        ("patch_h=0,num_classes=0,in_channels=0", {"patchH_ne0", "numClasses_ne0", "h_inC"}),
-        ("patch_h=300", {"h_tok"}),
-        ("patch_h=300,in_channels=0", {"h_tok", "h_inC"}),
-        ("stride=-1,width=wide,embed_dim=1.5,head_count=" + "9" * 5000, {"nat"}),
-    ],
-)
-def test_every_broken_rule_is_listed(text, labels):
-    with pytest.raises(NotWellFormed) as error:
-        parse_config(text)
-    assert {violation.split(":")[0] for violation in error.value.violations} == labels
-    if labels == {"nat"}:
-        assert len(error.value.violations) == 4
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "not a JSON file"),
-        (b"\xff\xfe", "not a JSON file"),
-        (b"[1]", "expected an object of fields, got list"),
-        (b"[" * 200_000, "not a JSON file"),
-        (b" " * 1_000_001, "more than 1,000,000 bytes"),
-        (b'{"spec": ["vit"]}', "expected one of vit, vit-cls"),
-        (b'{"config": {}}', "unknown field 'config'"),
-        (b'{"stride": 1.0, "padding": null}', r"(?s)nat: stride.*nat: padding"),
-    ],
-)
-def test_a_bad_file_is_refused(content, message, tmp_path):
-    path = tmp_path / "model.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        parse_config(str(path))
-
-
-def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
-        parse_config(str(tmp_path / "model.json"))
-    with pytest.raises(ValueError, match="not a file"):
-        parse_config(str(tmp_path))
+# ---- the page ----------------------------------------------------------------------------------
 
 
 def test_the_page_shows_what_the_command_prints():

@@ -22,7 +22,7 @@ from vitfast.training import starting
 from vitfast.training.config import TrainConfig
 from vitfast.training.recipes import FINE_TUNING, Recipe, default_recipe, recipe
 from vitspec.errors import NotWellFormed
-from vitspec.testing.practical_config import changed
+from vitspec.testing.config_text import changed
 
 Options = Mapping[str, Any]
 

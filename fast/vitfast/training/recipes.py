@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vitspec.presets import PRESETS, preset
-from vitspec.testing.practical_config import changed
+from vitspec.testing.config_text import changed
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 GENERAL: Mapping[str, Any] = {

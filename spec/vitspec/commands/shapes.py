@@ -18,15 +18,15 @@ def shapes(
     json: Annotated[Path | None, typer.Option(help="Write the shapes to this file.")] = None,
 ) -> None:
     """Print every shape on the way through a ViT, by formula, and every parameter's."""
-    from vitspec.errors import NotWellFormed
-    from vitspec.testing import shapes as formulas
+    from vitspec.testing.config_text import parse_config
     from vitspec.testing.report import write_json
+    from vitspec.testing.shapes_report import shapes_json, shapes_table
 
     require_writable("--json", json)
     try:
-        model = formulas.parse_config(config)
-        console.print(formulas.shapes_table(*model, batch=batch))
+        model = parse_config(config)
+        console.print(shapes_table(*model, batch=batch))
         if json is not None:
-            write_json(json, formulas.shapes_json(*model, batch=batch))
-    except (ValueError, OSError, NotWellFormed) as error:
+            write_json(json, shapes_json(*model, batch=batch))
+    except (ValueError, OSError) as error:
         fail(USAGE, f"{config}: {error}")

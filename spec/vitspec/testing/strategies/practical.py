@@ -1,9 +1,8 @@
 """Hypothesis strategies of the practical family: configurations, cases and points.
 
-As in `vitspec.testing.strategies`, every size is drawn by itself and shrinks to the smallest that
-still fails, and numbers come from one drawn seed. `values` is one of
-`vitspec.testing.practical_cases.VALUES`; None draws the kind as well. Every configuration has a
-classifier, and none has a mask token, a pooler or a decoder unless `fields` says so.
+`values` is one of `vitspec.testing.practical_cases.VALUES`; None draws the kind as well. Every
+configuration has a classifier, and none has a mask token, a pooler or a decoder unless `fields`
+says so.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 
 from vitspec.testing.practical_cases import VALUES, VisionTransformerCase
 from vitspec.testing.reference import Point
-from vitspec.testing.strategies import seeds
+from vitspec.testing.strategies.numbers import kinds
+from vitspec.testing.strategies.sizes import drawn, seeds
 from vitspec.vision_transformer_config import Activation, VisionTransformerConfig
 
 _POOLS = (("cls", True), ("mean", False), ("mean", True), ("cls_mean", True))
@@ -36,7 +36,7 @@ def vision_transformer_configs(
     patch_h, patch_w = draw(patch), draw(patch)
     heads, head_dim = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     pool, cls_token = draw(st.sampled_from(_POOLS))
-    drawn = {
+    free = {
         "image_h": patch_h * draw(st.integers(1, 3)) + draw(st.integers(0, patch_h - 1)),
         "image_w": patch_w * draw(st.integers(1, 3)) + draw(st.integers(0, patch_w - 1)),
         "in_channels": st.integers(1, 3),
@@ -54,8 +54,8 @@ def vision_transformer_configs(
         "layer_scale": st.booleans(),
         "cls_token": cls_token,
         "pool": pool,
-    } | fields
-    return VisionTransformerConfig(**{name: _draw(draw, how) for name, how in drawn.items()})
+    }
+    return VisionTransformerConfig(**drawn(draw, free | fields))
 
 
 @st.composite
@@ -70,11 +70,10 @@ def vision_transformer_cases(
         max_batch: the largest number of images.
         **fields: as in `vision_transformer_configs`.
     """
-    kinds = VALUES if values is None else (values,)
     return VisionTransformerCase(
         draw(vision_transformer_configs(**fields)),
         draw(seeds),
-        draw(st.sampled_from(kinds)),
+        draw(kinds(values, VALUES)),
         draw(st.integers(1, max_batch)),
     )
 
@@ -84,7 +83,3 @@ def vision_transformer_points(
 ) -> st.SearchStrategy[Point]:
     """Models with parameters, a batch of images and a cotangent, as the checks evaluate them."""
     return vision_transformer_cases(values, max_batch, **fields).map(Point.of)
-
-
-def _draw(draw: Any, how: Any) -> Any:
-    return draw(how) if isinstance(how, st.SearchStrategy) else how
