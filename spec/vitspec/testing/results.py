@@ -83,13 +83,13 @@ class Report:
 
     def __repr__(self) -> str:
         """One line, which pytest shows where an assertion about the report fails."""
-        from vitspec.testing.report.rows import summary
+        from vitspec.testing.report.words import summary
 
         return f"<Report: {summary(self)}>"
 
     def __str__(self) -> str:
         """The verdict, and the first failures with the commands that reproduce them."""
-        from vitspec.testing.report.rows import explain
+        from vitspec.testing.report.words import explain
 
         return explain(self)
 
