@@ -21,10 +21,10 @@ from vitfast.implementation import compiled, variant
 from vitspec.models.parameters import parameter_shapes, random_parameters
 from vitspec.testing import check, strategies
 from vitspec.testing.families import MODELS
-from vitspec.testing.trial import Trial, kink_margin
 from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
+from vitspec.testing.trial import Trial, kink_margin
 
 CASES = {"vit": small_case(), "vit-cls": small_case("vit-cls", embed_dim=10)}
 """Sixteen tokens in three heads, which for "vit-cls" do not divide the width."""

@@ -24,11 +24,11 @@ from vitfast.training.objectives import Classification, MaskedImageModelling
 from vitspec.models.conditions import Conditions
 from vitspec.models.vision_transformer import VisionTransformer as Spec
 from vitspec.testing.catalogue import deviation, deviations_of
-from vitspec.testing.trial import CASE_RUNS, kink_margin
 from vitspec.testing.diagnosis.points import PRACTICAL_CASES
 from vitspec.testing.diagnosis.search import Candidate, mistaken
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point
+from vitspec.testing.trial import CASE_RUNS, kink_margin
 from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 
 CONFIG = VisionTransformerConfig(

@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+
 from support.trials import (
     check_forward,
     check_vjp,
@@ -13,7 +14,6 @@ from support.trials import (
     same_point,
     trial_at,
 )
-
 from vitspec import ViTConfig
 from vitspec.testing import check
 from vitspec.testing.catalogue import CATALOGUE, Deviation, planted

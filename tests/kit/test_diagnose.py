@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from vitspec import ViTConfig
-from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.catalogue import CATALOGUE, deviation
 from vitspec.testing.diagnosis import (
     diagnose,
@@ -25,9 +24,9 @@ from vitspec.testing.diagnosis.findings import departures, hints
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.diagnosis.search import candidates
 from vitspec.testing.diagnosis.table import PAIRS
+from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import AdapterError, Subject
-from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import SpecImplementation
 
 SINGLE = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitspec.testing.families import Case
 from vitspec.testing.catalogue import CATALOGUE, deviation
+from vitspec.testing.families import Case
 from vitspec.testing.identities import NAMINGS, example_point, identities, measure
 from vitspec.testing.identities.differences import slope
 from vitspec.testing.identities.differentiable import directional_derivatives, laws
@@ -285,7 +285,11 @@ def test_a_wrong_gradient_of_a_model_that_we_know_nothing_of_is_named():
 def test_at_a_kink_the_verdict_is_undecided():
     results = check(Mlp(bias=-1.0))  # every unit is exactly at 0
     assert not failed(results)
-    verdicts = {tensors(r): r for r in results if r.check == check_name("directional derivative of one tensor")}
+    verdicts = {
+        tensors(r): r
+        for r in results
+        if r.check == check_name("directional derivative of one tensor")
+    }
     assert verdicts[("b",)].undecided
     assert "ReLU" in verdicts[("b",)].reason
 
@@ -302,7 +306,11 @@ def test_unused_parameters_are_reported_but_never_fail():
 def test_non_deterministic_results_are_named():
     rng = np.random.default_rng(0)
     noisy = Spoilt("head.bias", lambda d: d * (1 + 1e-13 * rng.standard_normal(d.shape)))
-    (result,) = [r for r in laws(evaluation(POINTS["vit"], noisy), rng) if r.check == check_name("determinism")]
+    (result,) = [
+        r
+        for r in laws(evaluation(POINTS["vit"], noisy), rng)
+        if r.check == check_name("determinism")
+    ]
     assert (result.status, tensors(result)) == ("failed", ("head.bias",))
     assert 0 < result.worst.error < 1e-12
     assert result.worst.ratio == np.inf
@@ -311,7 +319,9 @@ def test_non_deterministic_results_are_named():
 def test_a_gradient_that_does_not_scale_with_the_cotangent_is_named():
     spoilt = Spoilt("head.bias", lambda d: d + 1e-9)
     found = failed(laws(evaluation(POINTS["vit"], spoilt), np.random.default_rng(0)))
-    assert {(check_name("scale of the cotangent"), ("head.bias",))} <= {(r.check, tensors(r)) for r in found}
+    assert {(check_name("scale of the cotangent"), ("head.bias",))} <= {
+        (r.check, tensors(r)) for r in found
+    }
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

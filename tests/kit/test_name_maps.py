@@ -19,8 +19,8 @@ from vitspec import InvalidParameters, ViTConfig, ViTSpec, parameter_shapes
 from vitspec.testing.adapters import LAYOUTS, NAME_MAPS, Constant, NameMap, Rule, from_jax
 from vitspec.testing.adapters.adapter import split_output
 from vitspec.testing.adapters.frameworks import framework, installed_version
+from vitspec.testing.adapters.layouts import arrangement
 from vitspec.testing.adapters.maps import LAYER, SAME_NAMES, TORCH_ENCODER
-from vitspec.testing.adapters.name_maps import arrangement
 
 # ---- layouts -------------------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.adapters.practical_maps import PRACTICAL_MAPS
 from vitspec.testing.declared import KINDS
 from vitspec.testing.diagnosis import points
-from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.families import FAMILIES
 from vitspec.testing.families.practical import INTERPOLATED, TELLING_CASES
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import Place, Result
@@ -248,7 +248,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", PRACTICAL_MAPS)
 def test_a_name_map_has_their_shapes_and_loses_nothing(name):
-    bound = PRACTICAL_MAPS[name].bind_practical(CONFIGS[name])
+    bound = PRACTICAL_MAPS[name].bind(CONFIGS[name])
     assert SHAPES[name].items() <= bound.their_shapes.items()
     rng = np.random.default_rng(3)
     ours = VisionTransformer.init(CONFIGS[name], rng=rng).to_flat()
@@ -263,7 +263,7 @@ def test_a_name_map_has_their_shapes_and_loses_nothing(name):
 
 
 def test_vit_pytorch_has_its_patches_with_channels_last():
-    bound = PRACTICAL_MAPS["vit-pytorch"].bind_practical(CONFIGS["vit-pytorch"])
+    bound = PRACTICAL_MAPS["vit-pytorch"].bind(CONFIGS["vit-pytorch"])
     ours = VisionTransformer.init(CONFIGS["vit-pytorch"], rng=np.random.default_rng(4)).to_flat()
     kernel = ours["patch_embed.kernel"]
     theirs = bound.to_theirs(ours)["to_patch_embedding.2.weight"]
@@ -272,7 +272,7 @@ def test_vit_pytorch_has_its_patches_with_channels_last():
 
 
 def test_q_k_and_v_lie_one_above_the_other():
-    bound = PRACTICAL_MAPS["torchvision"].bind_practical(CONFIG)
+    bound = PRACTICAL_MAPS["torchvision"].bind(CONFIG)
     ours = VisionTransformer.init(CONFIG, rng=np.random.default_rng(5)).to_flat()
     theirs = bound.to_theirs(ours)
     layer = "encoder.layers.encoder_layer_1.self_attention.in_proj_"

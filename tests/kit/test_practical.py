@@ -631,7 +631,7 @@ BARE = replace(CONFIG, qkv_bias=False, output_bias=False, layer_scale=False, cls
 @pytest.mark.parametrize("config", [CONFIG, BARE, replace(CONFIG, num_layers=0)])
 def test_without_a_map_the_names_are_the_specifications(config):
     flat = VisionTransformer.init(config, rng=np.random.default_rng(0)).to_flat()
-    bound = PRACTICAL_NAMES.bind_practical(config)
+    bound = PRACTICAL_NAMES.bind(config)
     assert bound.their_shapes == {name: leaf.shape for name, leaf in flat.items()}
     again = bound.to_ours(bound.to_theirs(flat))
     assert list(again) == list(flat)
@@ -645,14 +645,14 @@ def test_a_map_may_stack_and_transpose_and_name_what_is_not_always_there():
         Rule("blocks.{i}.qkv.weight", qkv[0], "qkv-out-in"), Rule("blocks.{i}.qkv.bias", qkv[1])
     )
     flat = CASE.model().to_flat()
-    found = theirs.bind_practical(CONFIG).to_theirs(flat)
+    found = theirs.bind(CONFIG).to_theirs(flat)
     weight = found["blocks.1.qkv.weight"]
     assert np.array_equal(weight[6:12], flat["encoder.layers.1.mha.wk"].T)
     assert np.array_equal(found["blocks.0.qkv.bias"][2], flat["encoder.layers.0.mha.bv"])
-    assert not any("bias" in name for name in theirs.bind_practical(BARE).their_shapes
+    assert not any("bias" in name for name in theirs.bind(BARE).their_shapes
                    if "qkv" in name)  # fmt: skip
     with pytest.raises(InvalidParameters, match=r"no parameter .*wx"):
-        theirs.replacing(Rule("x", f"{layer}mha.wx")).bind_practical(CONFIG)
+        theirs.replacing(Rule("x", f"{layer}mha.wx")).bind(CONFIG)
 
 
 def test_an_adapter_of_a_function_in_jax_conforms():

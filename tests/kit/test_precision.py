@@ -143,7 +143,9 @@ def test_rounding_arithmetic_gives_numbers_of_the_precision(name):
 
 
 def test_noise_is_reproducible():
-    case = Case("vit", FAMILIES["vit"].random_case(np.random.default_rng(0)).config, 2, 9, 9, seed=1)
+    case = Case(
+        "vit", FAMILIES["vit"].random_case(np.random.default_rng(0)).config, 2, 9, 9, seed=1
+    )
     model = case.model()
 
     def run(seed):

@@ -35,7 +35,7 @@ from vitspec.testing.report import (
 )
 from vitspec.testing.report.picture import DARK, LIGHT, bin_of, picture, worst_cells
 from vitspec.testing.report.report import Report
-from vitspec.testing.results import Place, Result, graded
+from vitspec.testing.results import Result, graded
 from vitspec.testing.tolerance import Grade
 
 MISTAKE = "attention-scale-missing"

@@ -16,8 +16,8 @@ from support import naive
 from vitspec import NotWellFormed, ViTConfig, complex_step_derivative
 from vitspec.models.parameters import check_model
 from vitspec.models.transformer import TransformerEncoder, encoder_trace
-from vitspec.testing.families import MODELS
 from vitspec.testing.catalogue import CATALOGUE, deviation, planted
+from vitspec.testing.families import MODELS
 from vitspec.testing.precision import PRECISIONS, RoundingArithmetic, rounded
 from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.tolerance import grade

@@ -20,7 +20,6 @@ from vitspec.layers import activation, normalization
 from vitspec.layers.attention import scaled_dot_product_attention
 from vitspec.models import transformer
 from vitspec.testing import reference
-from vitspec.testing.families import Case
 from vitspec.testing.catalogue import (
     CATALOGUE,
     GROUPS,
@@ -32,6 +31,7 @@ from vitspec.testing.catalogue import (
     deviation,
     planted,
 )
+from vitspec.testing.families import Case
 
 CONFIG = ViTConfig(
     patch_h=2, patch_w=3, stride=2, padding=1,

@@ -24,8 +24,8 @@ from hypothesis import given, settings
 
 from vitspec import ViTConfig, distance_bound, encloses, from_reals, radius, to_reals
 from vitspec.layers.normalization import layer_norm_backward
-from vitspec.testing.families import Case
 from vitspec.testing.catalogue import deviation, planted
+from vitspec.testing.families import Case
 from vitspec.testing.strategies import cases, seeds
 
 pytest.importorskip("flint", reason="real balls need the extra 'reals'")

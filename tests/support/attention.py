@@ -6,9 +6,9 @@ from vitspec.layers.attention import (
     scaled_dot_product_attention,
     scaled_dot_product_attention_backward,
 )
-from vitspec.testing.trial import CASE_RUNS
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, rounded
 from vitspec.testing.tolerance import Price, distances, grade, sizes
+from vitspec.testing.trial import CASE_RUNS
 
 NAMES = ("out", "d_query", "d_key", "d_value")
 BATCH, HEADS, QUERIES, KEYS, HEAD_DIM = 2, 3, 5, 7, 4

@@ -70,7 +70,10 @@ def _option(one: Any, kind: Any) -> inspect.Parameter:
     elif default is None:
         kind = str | None  # a configuration is given as text
     return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+        one.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, option],
     )
 
 

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitspec.testing import strategies
-    from vitspec.testing.adapters import NameMap, from_jax, from_nnx, from_torch, from_torch_function
+    from vitspec.testing.adapters import (
+        NameMap,
+        from_jax,
+        from_nnx,
+        from_torch,
+        from_torch_function,
+    )
     from vitspec.testing.diagnosis import Diagnosis, diagnose
     from vitspec.testing.finding import find
     from vitspec.testing.implementations import AdapterError, Implementation, Subject

@@ -31,7 +31,7 @@ from vitspec.testing.shapes import Model, has_cls
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 if TYPE_CHECKING:
-    from vitspec.testing.kinds import Config
+    from vitspec.testing.families import Config
 
 LEAN_PRESETS = {"base": vit_base_patch16_config, "large": vit_large_patch16_config}
 

@@ -19,7 +19,7 @@ from vitspec.config import ViTConfig, natural_problem
 from vitspec.errors import NotWellFormed
 from vitspec.geometry import patch_grid
 from vitspec.models.parameters import check_model, check_parameter_count
-from vitspec.testing.cases import MODELS
+from vitspec.testing.families import MODELS
 
 LAYER = "encoder.layers.{i}."
 """How the names of a layer's arrays begin, for any layer i."""

@@ -146,9 +146,7 @@ def smoke(subject: Subject, config: Any = None) -> Any:
     found = trial.found
     wrong = [n for n, value in found.items() if not np.isfinite(np.asarray(value, float)).all()]
     if wrong:
-        raise AdapterError(
-            f"{name} gave NaN or infinity on {case}: {', '.join(sorted(wrong)[:5])}"
-        )
+        raise AdapterError(f"{name} gave NaN or infinity on {case}: {', '.join(sorted(wrong)[:5])}")
     if any(leaf.tobytes() != before[n] for n, leaf in trial.point.params.items()):
         raise AdapterError(f"{name} changed its parameters")
     again = trial.evaluate(trial.point)

@@ -30,9 +30,9 @@ from vitspec.models.conditions import Conditions
 from vitspec.models.heads import Outputs
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.testing import reference
-from vitspec.testing.trial import CASE_RUNS
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, Precision
 from vitspec.testing.tolerance import Grade, Price, Sizes, distances, grade, sizes
+from vitspec.testing.trial import CASE_RUNS
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import VisionTransformerConfig
 

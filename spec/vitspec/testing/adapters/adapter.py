@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES, SAME_NAMES
-from vitspec.testing.adapters.name_maps import BoundMap, NameMap
+from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.testing.families import FAMILIES, MODELS
 from vitspec.testing.precision import PRECISIONS
 from vitspec.typing import Array
@@ -21,39 +22,75 @@ KEPT = 16
 """Built models that are kept, each for one configuration and size of image."""
 
 
+class Identity(TypedDict, total=False):
+    """What is said of an implementation: the keywords that all adapters take.
+
+    `name`, `version` and `spec` must be given.
+
+    Attributes:
+        name: what reports call it.
+        version: likewise.
+        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
+        dtype: the precision; or float32 and float64 (unless it is given), the default first.
+            Parameters and images are converted to it.
+        supports: called with a config; None, or why it does not compute such models.
+        closest: called with a config; the nearest one that it can compute. Cases are then of such
+            models, instead of passed over.
+        supports_size: called with (config, height, width) of images that have another size than the
+            config's; None, or why positions are not interpolated for them. Without it, no such
+            images are given.
+    """
+
+    name: Required[str]
+    version: Required[str]
+    spec: Required[str]
+    dtype: str | tuple[str, ...]
+    supports: Supports | None
+    closest: Closest | None
+    supports_size: SupportsSize | None
+
+
+@dataclass
+class Model:
+    """A model for one configuration: its own parameters, if it has any, and how to call it.
+
+    Attributes:
+        own: a module, or arrays by their names; None if it takes those of the name map.
+        call: (parameters, images) -> logits, or a mapping with `logits` and taps.
+    """
+
+    own: Any
+    call: Callable[[Any, Any], Any]
+
+
 class Adapter:
     """An implementation: NumPy arrays by our names in, NumPy arrays by our names out.
 
     Attributes:
-        name, version: what reports call it.
-        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
-        dtype: the precisions that it computes in, the default first.
+        name, version, spec, dtype, closest, supports_size: as in `Identity`.
         name_map: their names for the parameters; None if they use ours.
-        closest: from a configuration to the nearest one that it can compute; None if it says none.
-        supports_size: from a configuration and (H, W) to None, or why no images of that size, for
-            which positions are interpolated; None if it takes the configuration's size alone.
     """
 
     def __init__(
         self,
+        model: Callable[..., Model],
+        name_map: NameMap | None,
         *,
         name: str,
         version: str,
         spec: str,
-        dtype: str | tuple[str, ...],
-        name_map: NameMap | None,
-        supports: Supports | None,
+        dtype: str | tuple[str, ...] = ("float32", "float64"),
+        supports: Supports | None = None,
         closest: Closest | None = None,
         supports_size: SupportsSize | None = None,
     ) -> None:
-        self.name, self.version, self.spec = name, version, spec
+        self.name, self.version, self.spec, self.dtype = name, version, spec, dtype
         self.name_map = name_map
-        self.dtype = dtype
         self.closest, self.supports_size = closest, supports_size
         check_dtypes(dtype)
         if spec not in FAMILIES:  # a name map leads to the specification's names
             raise ValueError(f"spec: expected one of {', '.join(FAMILIES)}, got {spec!r}")
-        self._supports = supports
+        self._model, self._supports = model, supports
         self._built = lru_cache(KEPT)(self._build)
 
     def supports(self, config: Any) -> str | None:
@@ -70,12 +107,6 @@ class Adapter:
         """The cotangents of the parameters, summed over the batch, and of the images."""
         raise NotImplementedError
 
-    def bound_map(self, config: Any, image_shape: tuple[int, int, int]) -> BoundMap:
-        """The name map for a configuration and images (C, H, W)."""
-        if self.spec not in MODELS:
-            return (self.name_map or PRACTICAL_NAMES).bind_practical(config)
-        return (self.name_map or SAME_NAMES).bind(config, *image_shape, cls=self.spec == "vit-cls")
-
     def precision(self, images: Array) -> str:
         """The precision to compute in, when the images are of this type."""
         dtypes = (self.dtype,) if isinstance(self.dtype, str) else self.dtype
@@ -84,9 +115,13 @@ class Adapter:
             raise TypeError(f"{self.name} computes in {', '.join(dtypes)}, not in {images.dtype}")
         return fitting[0]
 
-    def _build(self, config: Any, image_shape: tuple[int, int, int], precision: str) -> Any:
-        """What is kept for a configuration."""
-        raise NotImplementedError
+    def _build(
+        self, config: Any, image_shape: tuple[int, int, int], precision: str
+    ) -> tuple[Any, Any]:
+        """What is kept for a configuration: here its model, and the name map bound to it."""
+        model = self._model(config, *image_shape)  # first: it may refuse the configuration
+        names = self.name_map or (SAME_NAMES if self.spec in MODELS else PRACTICAL_NAMES)
+        return model, names.bind(config, *image_shape, cls=self.spec == "vit-cls")
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.version} as {self.spec}, {self.dtype}>"

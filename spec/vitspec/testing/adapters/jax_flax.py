@@ -9,22 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, Unpack
 
 import numpy as np
 
-from vitspec.testing.adapters.adapter import (
-    Adapter,
-    Closest,
-    Result,
-    Supports,
-    SupportsSize,
-    split_output,
-)
+from vitspec.testing.adapters.adapter import Adapter, Identity, Model, Result, split_output
+from vitspec.testing.adapters.bound_map import BoundMap
 from vitspec.testing.adapters.frameworks import framework
-from vitspec.testing.adapters.name_maps import BoundMap, NameMap
+from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.typing import Array
 
 QUICK: dict[str, Any] = {
@@ -41,21 +34,28 @@ PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32"}
 """JAX's name for the precision of matrix products, where the scalar type does not say it."""
 
 
+class JaxOptions(Identity, total=False):
+    """The keywords of `from_jax` and `from_nnx`: those of `Identity`, and these.
+
+    Attributes:
+        jit: whether to compile it, which it is unless this is False.
+        quick: whether XLA may spare itself optimisations for small models on the CPU; it may,
+            unless this is False. A check runs hundreds of them, and most of its time would go into
+            compiling.
+        channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
+    """
+
+    jit: bool
+    quick: bool
+    channels_last: bool
+
+
 def from_jax(
     function: Callable[[Any, Any, Any], Any],
     name_map: NameMap | None = None,
     *,
-    name: str,
-    version: str,
-    spec: str,
-    dtype: str | tuple[str, ...] = ("float32", "float64"),
     tree: Callable[[Any, int, int, int], Any] | None = None,
-    jit: bool = True,
-    quick: bool = True,
-    channels_last: bool = False,
-    supports: Supports | None = None,
-    closest: Closest | None = None,
-    supports_size: SupportsSize | None = None,
+    **options: Unpack[JaxOptions],
 ) -> JaxAdapter:
     """An implementation made of a JAX function.
 
@@ -63,30 +63,18 @@ def from_jax(
         function: (config, parameters, images) -> logits (B, K), or a mapping with `logits` and
             taps; traceable by JAX in the parameters and images.
         name_map: the names of the parameters; None if they are the specification's.
-        name: what reports call it.
-        version: likewise.
-        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
-        dtype: the precision; or float32 and float64, the default first. Parameters and images
-            are converted to it.
         tree: called with (config, in_channels, height, width); returns a pytree like the one that
             the function takes, of arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape` makes
             of a Linen module's `init`. A leaf's name is its path, joined by dots. If None, the
             function takes a flat dictionary by the names of the name map.
-        jit: whether to compile the function.
-        quick: whether XLA may spare itself optimisations for small models on the CPU. A check runs
-            hundreds of them, and most of its time would go into compiling.
-        channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
-        supports: called with a config; None, or why the function does not compute such models.
-        closest: called with a config; the nearest one that it can compute. Cases are then of such
-            models, instead of passed over.
-        supports_size: called with (config, height, width) of images that have another size than the
-            config's; None, or why positions are not interpolated for them. Without it, no such
-            images are given.
+        **options: `name`, `version`, `spec`; and, where they differ from what is usual, `dtype`,
+            `supports`, `closest`, `supports_size` (see `Identity`), `jit`, `quick`,
+            `channels_last` (see `JaxOptions`).
     """
 
-    def model(config: Any, *size: int) -> _Model:
+    def model(config: Any, *size: int) -> Model:
         if tree is None:
-            return _Model(None, lambda params, images: function(config, params, images))
+            return Model(None, partial(function, config))
         jax = framework("jax")
         leaves, structure = jax.tree_util.tree_flatten_with_path(tree(config, *size))
         names = [dotted(path) for path, _ in leaves]
@@ -95,39 +83,17 @@ def from_jax(
             filled = jax.tree_util.tree_unflatten(structure, [params[name] for name in names])
             return function(config, filled, images)
 
-        return _Model({n: leaf for n, (_, leaf) in zip(names, leaves, strict=True)}, call)
+        return Model({n: leaf for n, (_, leaf) in zip(names, leaves, strict=True)}, call)
 
-    return JaxAdapter(
-        model,
-        jit=jit,
-        quick=quick,
-        channels_last=channels_last,
-        name=name,
-        version=version,
-        spec=spec,
-        dtype=dtype,
-        name_map=name_map,
-        supports=supports,
-        closest=closest,
-        supports_size=supports_size,
-    )
+    return JaxAdapter(model, name_map, **options)
 
 
 def from_nnx(
     build: Callable[[Any, int, int, int], Any],
     name_map: NameMap | None = None,
     *,
-    name: str,
-    version: str,
-    spec: str,
-    dtype: str | tuple[str, ...] = ("float32", "float64"),
     training: bool = False,
-    jit: bool = True,
-    quick: bool = True,
-    channels_last: bool = False,
-    supports: Supports | None = None,
-    closest: Closest | None = None,
-    supports_size: SupportsSize | None = None,
+    **options: Unpack[JaxOptions],
 ) -> JaxAdapter:
     """An implementation made of a Flax NNX module.
 
@@ -136,20 +102,11 @@ def from_nnx(
             an `nnx.Module` that maps images to logits, as `function` in `from_jax`. Its parameters
             are its `nnx.Param`s, and are replaced; a name is a path, joined by dots.
         name_map: the names of the parameters; None if they are the specification's.
-        name: what reports call it.
-        version: likewise.
-        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
-        dtype: as in `from_jax`. What the module's own `dtype` says still holds: leave it None.
         training: whether in training mode. Dropout must then have the rate 0.
-        jit: whether to compile the module.
-        quick: as in `from_jax`.
-        channels_last: whether it takes images (B, H, W, C) rather than (B, C, H, W).
-        supports: called with a config; None, or why the module does not compute such models.
-        closest: as in `from_jax`.
-        supports_size: as in `from_jax`.
+        **options: as in `from_jax`. What the module's own `dtype` says still holds: leave it None.
     """
 
-    def model(config: Any, *size: int) -> _Model:
+    def model(config: Any, *size: int) -> Model:
         nnx = framework("flax.nnx")
         module = build(config, *size)
         if training:
@@ -164,30 +121,9 @@ def from_nnx(
             # Copied, for the module may count its dropouts, or note its statistics.
             return nnx.merge(graph, nnx.from_flat_state(filled), rest, copy=True)(images)
 
-        return _Model({n: leaf.get_value() for n, (_, leaf) in flat.items()}, call)
+        return Model({n: leaf.get_value() for n, (_, leaf) in flat.items()}, call)
 
-    return JaxAdapter(
-        model,
-        jit=jit,
-        quick=quick,
-        channels_last=channels_last,
-        name=name,
-        version=version,
-        spec=spec,
-        dtype=dtype,
-        name_map=name_map,
-        supports=supports,
-        closest=closest,
-        supports_size=supports_size,
-    )
-
-
-@dataclass
-class _Model:
-    """A model for one configuration: its parameters, if they are known, and how to call it."""
-
-    leaves: Mapping[str, Any] | None
-    call: Callable[[Mapping[str, Any], Any], Any]
+    return JaxAdapter(model, name_map, **options)
 
 
 class JaxAdapter(Adapter):
@@ -195,16 +131,16 @@ class JaxAdapter(Adapter):
 
     def __init__(
         self,
-        model: Callable[..., _Model],
+        model: Callable[..., Model],
+        name_map: NameMap | None,
         *,
-        jit: bool,
-        quick: bool,
-        channels_last: bool,
-        **identity: Any,
+        jit: bool = True,
+        quick: bool = True,
+        channels_last: bool = False,
+        **identity: Unpack[Identity],
     ) -> None:
-        super().__init__(**identity)
+        super().__init__(model, name_map, **identity)
         self.jit, self.quick, self.channels_last = jit, quick, channels_last
-        self._model = model
 
     def forward(self, config: Any, params: Mapping[str, Array], images: Array) -> Result:
         """The logits, and any taps."""
@@ -238,17 +174,16 @@ class JaxAdapter(Adapter):
         self, config: Any, image_shape: tuple[int, int, int], precision: str
     ) -> tuple[BoundMap, dict[bool, dict[str, Any]]]:
         jax = framework("jax")
-        model = self._model(config, *image_shape)  # first: it may refuse the configuration
-        bound = self.bound_map(config, image_shape)
-        if model.leaves is not None:
-            bound.check(model.leaves, f"the parameters of {self.name}")
+        model, bound = super()._build(config, image_shape, precision)
+        if model.own is not None:
+            bound.check(model.own, f"the parameters of {self.name}")
         programs = self._programs(jax, model, "float32" if precision == "tf32" else precision)
         if not self.jit:
             return bound, {False: programs, True: programs}
         quick = {n: jax.jit(p, compiler_options=quick_options()) for n, p in programs.items()}
         return bound, {False: {n: jax.jit(p) for n, p in programs.items()}, True: quick}
 
-    def _programs(self, jax: Any, model: _Model, dtype: str) -> dict[str, Any]:
+    def _programs(self, jax: Any, model: Model, dtype: str) -> dict[str, Any]:
         scalar_type = getattr(jax.numpy, dtype)
 
         def convert(tree: Any) -> Any:

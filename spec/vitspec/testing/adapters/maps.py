@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from vitspec.testing.adapters.conventions import ALL_LAYERS, FLAX, LAYER, PYTORCH, QKV
 from vitspec.testing.adapters.name_maps import EVERYTHING, Constant, NameMap, Rule, every_name
 
-LAYER = "encoder.layers.{i}."
-ALL_LAYERS = "encoder.layers.*."
 OF_A_LAYER = (
     "mha.wq", "mha.wk", "mha.wv", "mha.wo", "ffn.w1", "ffn.w2", "ffn.b1", "ffn.b2",
     "norm1_gamma", "norm1_beta", "norm2_gamma", "norm2_beta",
@@ -14,7 +13,6 @@ OUTSIDE = (
     "patch_embed.kernel", "patch_embed.bias", "cls_token", "pos_enc.pos", "head.weights",
     "head.bias",
 )  # fmt: skip
-QKV = (LAYER + "mha.wq", LAYER + "mha.wk", LAYER + "mha.wv")
 
 SAME_NAMES = NameMap(
     "the specification's own names",
@@ -40,22 +38,12 @@ VITFAST = NameMap(
 TORCH_ENCODER = NameMap(
     "torch.nn.TransformerEncoder",
     (
-        Rule("patch_embed.weight", "patch_embed.kernel"),
-        Rule("patch_embed.bias", "patch_embed.bias"),
-        Rule("cls_token", "cls_token", "row-1-1"),
-        Rule("pos_embed", "pos_enc.pos", "rows-1"),
+        *PYTORCH.rules("", patches="patch_embed", cls_token="cls_token", positions="pos_embed"),
         Rule(LAYER + "self_attn.in_proj_weight", QKV, "qkv-out-in"),
         Rule(LAYER + "self_attn.out_proj.weight", LAYER + "mha.wo", "transpose"),
-        Rule(LAYER + "linear1.weight", LAYER + "ffn.w1", "transpose"),
-        Rule(LAYER + "linear1.bias", LAYER + "ffn.b1"),
-        Rule(LAYER + "linear2.weight", LAYER + "ffn.w2", "transpose"),
-        Rule(LAYER + "linear2.bias", LAYER + "ffn.b2"),
-        Rule(LAYER + "norm1.weight", LAYER + "norm1_gamma"),
-        Rule(LAYER + "norm1.bias", LAYER + "norm1_beta"),
-        Rule(LAYER + "norm2.weight", LAYER + "norm2_gamma"),
-        Rule(LAYER + "norm2.bias", LAYER + "norm2_beta"),
-        Rule("head.weight", "head.weights"),
-        Rule("head.bias", "head.bias"),
+        *PYTORCH.rules(
+            LAYER, up="linear1", down="linear2", norm1="norm1", norm2="norm2", head="head"
+        ),
     ),
     (
         Constant(LAYER + "self_attn.in_proj_bias", "(3 H d)"),
@@ -71,24 +59,14 @@ them, with `bias=False`, it would have none in its feed-forward and normalisatio
 FLAX_ATTENTION = NameMap(
     "Flax modules",
     (
-        Rule("patch_embed.kernel", "patch_embed.kernel", "kernel-hwio"),
-        Rule("patch_embed.bias", "patch_embed.bias"),
-        Rule("cls_token", "cls_token", "row-1-1"),
-        Rule("pos_embed", "pos_enc.pos", "rows-1"),
+        *FLAX.rules("", patches="patch_embed", cls_token="cls_token", positions="pos_embed"),
         Rule("layers.{i}.attention.query.kernel", LAYER + "mha.wq", "heads-in"),
         Rule("layers.{i}.attention.key.kernel", LAYER + "mha.wk", "heads-in"),
         Rule("layers.{i}.attention.value.kernel", LAYER + "mha.wv", "heads-in"),
         Rule("layers.{i}.attention.out.kernel", LAYER + "mha.wo", "heads-out"),
-        Rule("layers.{i}.linear1.kernel", LAYER + "ffn.w1"),
-        Rule("layers.{i}.linear1.bias", LAYER + "ffn.b1"),
-        Rule("layers.{i}.linear2.kernel", LAYER + "ffn.w2"),
-        Rule("layers.{i}.linear2.bias", LAYER + "ffn.b2"),
-        Rule("layers.{i}.norm1.scale", LAYER + "norm1_gamma"),
-        Rule("layers.{i}.norm1.bias", LAYER + "norm1_beta"),
-        Rule("layers.{i}.norm2.scale", LAYER + "norm2_gamma"),
-        Rule("layers.{i}.norm2.bias", LAYER + "norm2_beta"),
-        Rule("head.kernel", "head.weights", "transpose"),
-        Rule("head.bias", "head.bias"),
+        *FLAX.rules(
+            "layers.{i}.", up="linear1", down="linear2", norm1="norm1", norm2="norm2", head="head"
+        ),
     ),
 )
 """Flax's own modules: `Conv`, `MultiHeadAttention` without biases, `LayerNorm` and `Linear`.

@@ -5,82 +5,33 @@ A `NameMap` is a list of rules, each of strings only:
     Rule(theirs name, our name or names, layout)
 
 `{i}` stands for the number of a layer, so one rule serves them all. The layout says how the entries
-of our array lie in theirs; it is a name of `LAYOUTS`, or a pattern of axes such as
+of our array lie in theirs; it is a name or a pattern of axes (see `layouts`). Several of our names
+are stacked first, along an axis `s` of its own, and our name with `*` for the layer's number stacks
+all layers, along a first axis `L`.
 
-    "D C ph pw -> ph pw C D"        a convolution's kernel, input channels next to last
-    "D (H d) -> D H d"              a projection, its columns split into heads
-
-in which an axis in parentheses is made of several, the first one varying slowest, and `1` is an
-axis of one entry. Several of our names are stacked first, along an axis `s` of its own:
-
-    "s D (H d) -> (s H d) D"        q, k and v one above the other, as (out, in)
-
-and our name with `*` for the layer's number stacks all layers, along a first axis `L`.
-
-The axes have the letters of the specification: D embed_dim, F hidden_dim, K num_classes, H
-head_count, d head_dim, C channels, ph and pw the patch, n rows of the sequence, L layers. Other
-letters take their size from our array.
-
-Every layout moves entries and neither changes, repeats nor drops one: as a linear map it is a
-permutation, whose adjoint is its inverse. That is why one rule serves parameters in both directions
-and gradients too. The exception is a `Constant`, a parameter of theirs that ours lacks: it has its
-value on the way there, must still have it on the way back, and its gradient is dropped.
+Every layout is a permutation of entries, whose adjoint is its inverse. That is why one rule serves
+parameters in both directions and gradients too. The exception is a `Constant`, a parameter of
+theirs that ours lacks: it has its value on the way there, must still have it on the way back, and
+its gradient is dropped.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
 
 from vitspec.config import ViTConfig
 from vitspec.errors import InvalidParameters
 from vitspec.geometry import patch_count
 from vitspec.models.parameters import parameter_shapes
 from vitspec.models.vision_transformer_parameters import parameter_shapes as practical_shapes
-from vitspec.typing import Array
+from vitspec.testing.adapters.bound_map import BoundMap, Move
+from vitspec.testing.adapters.layouts import Shape, arrangement, axes_of, sized
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
-Flat = dict[str, Array]
-Shape = tuple[int, ...]
-
-LAYOUTS = {
-    "same": "",
-    "transpose": "i o -> o i",
-    # the patch embedding's kernel
-    "kernel-hwio": "D C ph pw -> ph pw C D",
-    "kernel-chw-in-out": "D C ph pw -> (C ph pw) D",
-    "kernel-hwc-in-out": "D C ph pw -> (ph pw C) D",
-    "kernel-chw-out-in": "D C ph pw -> D (C ph pw)",
-    "kernel-hwc-out-in": "D C ph pw -> D (ph pw C)",
-    # CLS token and positions with leading axes for the batch
-    "row-1": "D -> 1 D",
-    "row-1-1": "D -> 1 1 D",
-    "rows-1": "n D -> 1 n D",
-    # projections split into heads
-    "heads-in": "D (H d) -> D H d",
-    "heads-in-first": "D (H d) -> H D d",
-    "heads-out": "(H d) D -> H d D",
-    "heads-bias": "(H d) -> H d",
-    # q, k and v in one array: s counts them
-    "qkv-in-out": "s D (H d) -> D (s H d)",
-    "qkv-out-in": "s D (H d) -> (s H d) D",
-    "qkv-by-head-in-out": "s D (H d) -> D (H s d)",
-    "qkv-by-head-out-in": "s D (H d) -> (H s d) D",
-    "qkv-d3hd": "s D (H d) -> D s H d",
-    "qkv-dh3d": "s D (H d) -> D H s d",
-    "qkv-3dhd": "s D (H d) -> s D H d",
-    "qkv-bias": "s (H d) -> (s H d)",
-    "qkv-by-head-bias": "s (H d) -> (H s d)",
-    "qkv-bias-3hd": "s (H d) -> s H d",
-    "qkv-bias-h3d": "s (H d) -> H s d",
-}
-"""The layouts with a name. Any other pattern can stand in a rule as it is."""
+Config = ViTConfig | VisionTransformerConfig
 
 
 @dataclass(frozen=True)
@@ -130,7 +81,8 @@ class NameMap:
     Attributes:
         name: what messages call it.
         rules: each array of theirs that has something of ours. Between them they must take every
-            array of ours exactly once. Rules for `cls_token` are passed over if there is none.
+            array of ours exactly once. Those for what a model lacks are passed over: for the
+            `cls_token` of a `ViTConfig`, and for all that the practical family can leave out.
         constants: each array of theirs that has nothing of ours.
     """
 
@@ -138,53 +90,25 @@ class NameMap:
     rules: tuple[Rule, ...]
     constants: tuple[Constant, ...] = ()
 
-    def bind(
-        self, config: ViTConfig, in_channels: int, height: int, width: int, *, cls: bool
-    ) -> BoundMap:
+    def bind(self, config: Config, *image_shape: int, cls: bool = False) -> BoundMap:
         """The map for one model, with every name and shape spelled out.
+
+        Args:
+            config: of either family.
+            *image_shape: in_channels, height and width, which a `ViTConfig` does not say.
+            cls: whether a `ViTConfig` is that of a `ViTClsSpec`.
 
         Raises:
             InvalidParameters: the rules do not take all of ours exactly once, or a layout does not
                 fit; everything that is wrong is listed.
         """
-        size = (in_channels, height, width)
-        shapes = parameter_shapes(config, *size, cls=cls)
-        sizes = axis_sizes(config, *size, cls=cls)
+        shapes = shapes_of(config, *image_shape, cls=cls)
         # Also without layers, a stack of all layers has the width of one.
-        one = parameter_shapes(config, *size, cls=cls, num_layers=max(config.num_layers, 1))
-        absent = frozenset() if cls else frozenset({"cls_token"})
-        return self._bound(config.num_layers, shapes, one, sizes, absent)
-
-    def bind_practical(self, config: VisionTransformerConfig) -> BoundMap:
-        """The map for one model of the practical family.
-
-        Rules for what the configuration leaves out, such as a bias, are passed over.
-
-        Raises:
-            InvalidParameters: as `bind`.
-        """
-        shapes = practical_shapes(config)
-        one = practical_shapes(replace(config, num_layers=max(config.num_layers, 1)))
-        absent = frozenset(every_name(EVERYTHING)) - {_any_layer(name) for name in one}
-        return self._bound(config.num_layers, shapes, one, practical_sizes(config), absent)
-
-    def _bound(
-        self,
-        num_layers: int,
-        shapes: dict[str, Shape],
-        one: dict[str, Shape],
-        sizes: dict[str, int],
-        absent: frozenset[str],
-    ) -> BoundMap:
-        """The map for parameters of these shapes.
-
-        Args:
-            num_layers: of the model.
-            shapes: of its parameters.
-            one: of those of a model that has a layer at least.
-            sizes: of the axes.
-            absent: what other models have and this one lacks, with `{i}` for any layer.
-        """
+        with_layer = replace(config, num_layers=max(config.num_layers, 1))
+        one = shapes_of(with_layer, *image_shape, cls=cls)
+        sizes = axis_sizes(config, *image_shape, cls=cls)
+        optional = {"cls_token"} if isinstance(config, ViTConfig) else {*every_name(EVERYTHING)}
+        absent = optional - {_any_layer(name) for name in one}
         moves: list[Move] = []
         constants: dict[str, tuple[Shape, float]] = {}
         problems: list[str] = []
@@ -192,13 +116,13 @@ class NameMap:
         for rule in entries:
             if isinstance(rule, Rule) and not absent.isdisjoint(rule.of_layer_i):
                 continue
-            for i in range(num_layers if "{i}" in rule.theirs else 1):
+            for i in range(config.num_layers if "{i}" in rule.theirs else 1):
                 theirs = rule.theirs.replace("{i}", str(i))
                 try:
                     if isinstance(rule, Rule):
                         moves.append(_move(theirs, rule, i, one, sizes))
                     else:
-                        constants[theirs] = _shape(_groups(rule.shape), sizes), rule.value
+                        constants[theirs] = sized(axes_of(rule.shape), sizes), rule.value
                 except ValueError as error:
                     problems.append(f"{theirs}: {error}")
         made = Counter([move.theirs for move in moves] + [*constants])
@@ -223,264 +147,6 @@ class NameMap:
         return replace(self, name=name or self.name, rules=(*kept, *rules))
 
 
-def axis_sizes(
-    config: ViTConfig, in_channels: int, height: int, width: int, *, cls: bool
-) -> dict[str, int]:
-    """The sizes of the axes that have a meaning, by their letters.
-
-    >>> sizes = axis_sizes(ViTConfig(), 3, 224, 224, cls=True)
-    >>> sizes["n"], sizes["D"], sizes["H"], sizes["d"]
-    (197, 768, 12, 64)
-    """
-    return {
-        "D": config.embed_dim,
-        "F": config.hidden_dim,
-        "K": config.num_classes,
-        "H": config.head_count,
-        "d": config.head_dim,
-        "C": in_channels,
-        "ph": config.patch_h,
-        "pw": config.patch_w,
-        "n": patch_count(config, height, width) + cls,
-        "L": config.num_layers,
-    }
-
-
-def practical_sizes(config: VisionTransformerConfig) -> dict[str, int]:
-    """The same letters, for the practical family; "P" is the width of what is classified."""
-    return {
-        "D": config.embed_dim,
-        "F": config.hidden_dim,
-        "K": config.num_classes,
-        "H": config.head_count,
-        "d": config.head_dim,
-        "C": config.in_channels,
-        "ph": config.patch_h,
-        "pw": config.patch_w,
-        "n": config.token_count,
-        "L": config.num_layers,
-        "P": config.pooled_dim,
-    }
-
-
-EVERYTHING = VisionTransformerConfig(
-    num_layers=1, layer_scale=True, mask_token=True, pooler_dim=1, decoder_stride=1
-)
-"""A model that has every parameter there is."""
-
-
-def every_name(config: VisionTransformerConfig) -> list[str]:
-    """The names of the parameters, with `{i}` for any layer."""
-    return list(dict.fromkeys(map(_any_layer, practical_shapes(config))))
-
-
-def _any_layer(name: str) -> str:
-    return re.sub(r"^encoder\.layers\.\d+\.", "encoder.layers.{i}.", name)
-
-
-# ---- a map for one model -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Move:
-    """One array of theirs, the arrays of ours that are stacked in it, and how."""
-
-    theirs: str
-    ours: tuple[str, ...]
-    arranged: Arrangement
-
-
-@dataclass(frozen=True)
-class BoundMap:
-    """A `NameMap` for one model.
-
-    Attributes:
-        name: of the map.
-        moves: where ours lie in theirs.
-        constants: shapes and values of those of theirs that have nothing of ours.
-        shapes: ours, by flat name.
-    """
-
-    name: str
-    moves: tuple[Move, ...]
-    constants: Mapping[str, tuple[Shape, float]]
-    shapes: Mapping[str, Shape]
-
-    @property
-    def their_shapes(self) -> dict[str, Shape]:
-        """The shapes of theirs, by their names."""
-        constants = {name: shape for name, (shape, _) in self.constants.items()}
-        return {move.theirs: move.arranged.shape for move in self.moves} | constants
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """Those of theirs whose gradients belong to nothing of ours."""
-        return tuple(self.constants)
-
-    def to_theirs(self, flat: Mapping[str, Array]) -> Flat:
-        """Their arrays from ours; no entry is rounded."""
-        self._check({n: np.shape(a) for n, a in flat.items()}, self.shapes, "our parameters")
-        dtype = next((np.asarray(array).dtype for array in flat.values()), np.dtype(float))
-        found = {}
-        for move in self.moves:
-            stack = np.array([flat[name] for name in move.ours], dtype)
-            found[move.theirs] = move.arranged.there(stack.reshape(move.arranged.source))
-        return found | {n: np.full(shape, v, dtype) for n, (shape, v) in self.constants.items()}
-
-    def to_ours(self, theirs: Mapping[str, Array]) -> Flat:
-        """Our arrays from theirs.
-
-        Raises:
-            InvalidParameters: names or shapes differ, or a constant has another value, so that no
-                parameters of ours give the same function.
-        """
-        self.check(theirs, "their parameters")
-        problems = [
-            f"{name}: must be {value:g} everywhere, for the specification has no such parameter"
-            for name, (_, value) in self.constants.items()
-            if not np.all(np.asarray(theirs[name]) == value)
-        ]
-        if problems:
-            raise InvalidParameters(f"their parameters (name map {self.name!r})", problems)
-        return self._back(theirs)
-
-    def to_our_gradients(self, theirs: Mapping[str, Array]) -> Flat:
-        """Our gradients from theirs: the adjoint of `to_theirs`. Those of `dropped` are dropped."""
-        self.check(theirs, "their gradients")
-        return self._back(theirs)
-
-    def check(self, theirs: Mapping[str, Any], subject: str) -> None:
-        """Raise `InvalidParameters` unless these have their names and shapes.
-
-        Everything missing, unexpected or misshapen is listed at once.
-        """
-        found = {name: tuple(np.shape(array)) for name, array in theirs.items()}
-        self._check(found, self.their_shapes, subject)
-
-    def describe(self) -> str:
-        """One line for each array of theirs: its shape, and what of ours lies in it."""
-        lines = [f"{m.theirs} {m.arranged.shape} <- {', '.join(m.ours)}" for m in self.moves]
-        lines += [
-            f"{name} {shape} = {value:g}, and its gradient is dropped"
-            for name, (shape, value) in self.constants.items()
-        ]
-        return "\n".join(lines)
-
-    def _back(self, theirs: Mapping[str, Array]) -> Flat:
-        found: Flat = {}
-        for move in self.moves:
-            whole = move.arranged.back(np.asarray(theirs[move.theirs]))
-            shape = [self.shapes[name] for name in move.ours[:1]]
-            parts = whole.reshape(len(move.ours), *(shape[0] if shape else (0,)))
-            found |= zip(move.ours, parts, strict=True)
-        return {name: found[name] for name in self.shapes}
-
-    def _check(
-        self, found: Mapping[str, Shape], expected: Mapping[str, Shape], subject: str
-    ) -> None:
-        missing = [name for name in expected if name not in found]
-        problems = [f"{name}: missing, expected shape {expected[name]}" for name in missing]
-        problems += [
-            f"{name}: unexpected name, of shape {shape}"
-            for name, shape in found.items()
-            if name not in expected
-        ]
-        for name in expected.keys() & found.keys():
-            shape, got = tuple(expected[name]), found[name]
-            if got != shape:
-                advice = "; transposed?" if got == shape[::-1] else ""
-                problems.append(f"{name}: expected shape {shape}, got {got}{advice}")
-        if problems:
-            raise InvalidParameters(f"{subject} (name map {self.name!r})", sorted(problems))
-
-
-# ---- a layout for one shape ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """A layout for one shape: where every entry of ours goes.
-
-    Attributes:
-        source: the shape of ours, stacked.
-        split: the same with its axes taken apart.
-        order: the order of these axes in theirs.
-        shape: the shape of theirs.
-    """
-
-    source: Shape
-    split: Shape
-    order: tuple[int, ...]
-    shape: Shape
-
-    def there(self, ours: Array) -> Array:
-        """Theirs, made of ours."""
-        return ours.reshape(self.split).transpose(self.order).reshape(self.shape)
-
-    def back(self, theirs: Array) -> Array:
-        """Ours, made of theirs: the inverse, and the adjoint."""
-        moved = theirs.reshape([self.split[axis] for axis in self.order])
-        return moved.transpose(np.argsort(self.order)).reshape(self.source)
-
-
-def arrangement(layout: str, source: Shape, sizes: Mapping[str, int]) -> Arrangement:
-    """A layout for an array of ours (or a stack of them) of this shape.
-
-    Args:
-        layout: a name of `LAYOUTS`, or a pattern.
-        source: the shape.
-        sizes: of the axes that have a meaning, by letter.
-
-    Raises:
-        ValueError: the layout is unknown, no pattern, or does not fit.
-
-    >>> arrangement("i (H d) -> (H d) i", (5, 6), {"H": 3}).split
-    (5, 3, 2)
-    """
-    pattern = layout if "->" in layout else LAYOUTS.get(layout)
-    if pattern is None:
-        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    if not pattern:
-        return Arrangement(source, source, tuple(range(len(source))), source)
-    left, right = (_groups(side) for side in pattern.split("->"))
-    axes = [axis for group in left for axis in group]
-    if len(set(axes)) != len(axes) or sorted(axes) != sorted(a for group in right for a in group):
-        raise ValueError(f"{pattern!r}: both sides must have the same axes, each once")
-    if len(left) != len(source):
-        raise ValueError(f"{pattern!r} is for {len(left)} axes, but ours has shape {source}")
-    known = dict(sizes)
-    for group, length in zip(left, source, strict=True):
-        unknown = [axis for axis in group if axis not in known]
-        rest = math.prod(known[axis] for axis in group if axis in known)
-        if len(unknown) == 1 and rest and length % rest == 0:
-            known[unknown[0]] = length // rest
-        elif unknown or rest != length:
-            made = " x ".join(f"{axis}={known.get(axis, '?')}" for axis in group) or "1"
-            raise ValueError(f"{pattern!r}: {made} does not make {length} of shape {source}")
-    split = tuple(known[axis] for axis in axes)
-    order = tuple(axes.index(axis) for group in right for axis in group)
-    return Arrangement(source, split, order, _shape(right, known))
-
-
-def _groups(side: str) -> list[list[str]]:
-    """The axes of one side of a pattern: "D (H d) 1" is [[D], [H, d], []]."""
-    tokens = re.findall(r"\(([^()]*)\)|([^\s()]+)", side)
-    if re.sub(r"\([^()]*\)|[^\s()]+|\s+", "", side):
-        raise ValueError(f"{side.strip()!r}: unmatched parenthesis")
-    return [[a for a in (inner or single).split() if a != "1"] for inner, single in tokens]
-
-
-def _shape(groups: list[list[str]], sizes: Mapping[str, int]) -> Shape:
-    unknown = [a for group in groups for a in group if not a.isdigit() and a not in sizes]
-    if unknown:
-        raise ValueError(f"axes of unknown size: {', '.join(unknown)}")
-    sized = [[int(a) if a.isdigit() else sizes[a] for a in group] for group in groups]
-    return tuple(math.prod(group) for group in sized)
-
-
-# ---- rules for one model -------------------------------------------------------------------------
-
-
 def _move(
     theirs: str, rule: Rule, layer: int, shapes: Mapping[str, Shape], sizes: Mapping[str, int]
 ) -> Move:
@@ -497,3 +163,53 @@ def _move(
         names = [name.replace("*", str(i)) for i in range(sizes["L"]) for name in names]
     arranged = arrangement(rule.layout, (*stack, *shapes[first[0]]), sizes)
     return Move(theirs, tuple(names), arranged)
+
+
+# ---- what a configuration says -------------------------------------------------------------------
+
+
+def shapes_of(config: Config, *image_shape: int, cls: bool = False) -> dict[str, Shape]:
+    """The shapes of our parameters, by flat name."""
+    if isinstance(config, ViTConfig):
+        return parameter_shapes(config, *image_shape, cls=cls)
+    return practical_shapes(config)
+
+
+def axis_sizes(config: Config, *image_shape: int, cls: bool = False) -> dict[str, int]:
+    """The sizes of the axes that have a meaning, by their letters.
+
+    In the practical family, "P" is the width of what is classified.
+
+    >>> sizes = axis_sizes(ViTConfig(), 3, 224, 224, cls=True)
+    >>> sizes["n"], sizes["D"], sizes["H"], sizes["d"]
+    (197, 768, 12, 64)
+    """
+    sizes = {
+        "D": config.embed_dim,
+        "F": config.hidden_dim,
+        "K": config.num_classes,
+        "H": config.head_count,
+        "d": config.head_dim,
+        "ph": config.patch_h,
+        "pw": config.patch_w,
+        "L": config.num_layers,
+    }
+    if isinstance(config, ViTConfig):
+        in_channels, height, width = image_shape
+        return sizes | {"C": in_channels, "n": patch_count(config, height, width) + cls}
+    return sizes | {"C": config.in_channels, "n": config.token_count, "P": config.pooled_dim}
+
+
+EVERYTHING = VisionTransformerConfig(
+    num_layers=1, layer_scale=True, mask_token=True, pooler_dim=1, decoder_stride=1
+)
+"""A model that has every parameter there is."""
+
+
+def every_name(config: VisionTransformerConfig) -> list[str]:
+    """The names of the parameters, with `{i}` for any layer."""
+    return list(dict.fromkeys(map(_any_layer, practical_shapes(config))))
+
+
+def _any_layer(name: str) -> str:
+    return re.sub(r"^encoder\.layers\.\d+\.", "encoder.layers.{i}.", name)

@@ -10,36 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Unpack
 
-from vitspec.testing.adapters.adapter import (
-    Adapter,
-    Closest,
-    Result,
-    Supports,
-    SupportsSize,
-    split_output,
-)
+from vitspec.testing.adapters.adapter import Adapter, Identity, Model, Result, split_output
+from vitspec.testing.adapters.bound_map import BoundMap
 from vitspec.testing.adapters.frameworks import framework
-from vitspec.testing.adapters.name_maps import BoundMap, NameMap
+from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.typing import Array
+
+
+class TorchOptions(Identity, total=False):
+    """The keywords of `from_torch` and `from_torch_function`: those of `Identity`, and this.
+
+    Attributes:
+        device: where it runs, if not on the CPU. There, `dtype` may be tf32: float32 with
+            `allow_tf32`, on a GPU only.
+    """
+
+    device: str
 
 
 def from_torch(
     build: Callable[[Any, int, int, int], Any],
     name_map: NameMap | None = None,
     *,
-    name: str,
-    version: str,
-    spec: str,
-    dtype: str | tuple[str, ...] = ("float32", "float64"),
-    device: str = "cpu",
     training: bool = False,
     taps: Mapping[str, str] | None = None,
-    supports: Supports | None = None,
-    closest: Closest | None = None,
-    supports_size: SupportsSize | None = None,
+    **options: Unpack[TorchOptions],
 ) -> TorchAdapter:
     """An implementation made of a PyTorch module.
 
@@ -48,87 +46,47 @@ def from_torch(
             a `torch.nn.Module` whose `forward(images)` gives the logits (B, K) of images
             (B, C, H, W), or a mapping with `logits` and taps.
         name_map: the names of `module.named_parameters()`; None if they are the specification's.
-        name: what reports call it.
-        version: likewise.
-        spec: the function that it claims to be: "vit", "vit-cls" or "vision-transformer".
-        dtype: the precision; or float32 and float64, the default first. Parameters and images
-            are converted to it. tf32 is float32 with `allow_tf32`, on a GPU only.
-        device: where it runs.
         training: whether in training mode. Dropout must then have the rate 0.
         taps: intermediate values to report too: {our name for the value: the submodule that returns
             it}, both with `{i}` for the number of a layer.
-        supports: called with a config; None, or why the module does not compute such models.
-        closest: called with a config; the nearest one that it can compute. Cases are then of such
-            models, instead of passed over.
-        supports_size: called with (config, height, width) of images that have another size than the
-            config's; None, or why positions are not interpolated for them. Without it, no such
-            images are given.
+        **options: `name`, `version`, `spec`; and, where they differ from what is usual, `dtype`,
+            `supports`, `closest`, `supports_size` (see `Identity`), `device` (see `TorchOptions`).
     """
     return TorchAdapter(
         lambda config, *size: _module_model(build(config, *size), training, config, taps or {}),
-        device=device,
-        name=name,
-        version=version,
-        spec=spec,
-        dtype=dtype,
-        name_map=name_map,
-        supports=supports,
-        closest=closest,
-        supports_size=supports_size,
+        name_map,
+        **options,
     )
 
 
 def from_torch_function(
     function: Callable[[Any, dict[str, Any], Any], Any],
     name_map: NameMap | None = None,
-    *,
-    name: str,
-    version: str,
-    spec: str,
-    dtype: str | tuple[str, ...] = ("float32", "float64"),
-    device: str = "cpu",
-    supports: Supports | None = None,
-    closest: Closest | None = None,
-    supports_size: SupportsSize | None = None,
+    **options: Unpack[TorchOptions],
 ) -> TorchAdapter:
     """An implementation made of a function (config, parameters, images) -> logits of tensors.
 
     The parameters are a dictionary of tensors by the names of the name map. The rest is as in
     `from_torch`.
     """
-
-    def model(config: Any, *_: int) -> _Model:
-        return _Model(None, lambda params, images: function(config, params, images))
-
     return TorchAdapter(
-        model,
-        device=device,
-        name=name,
-        version=version,
-        spec=spec,
-        dtype=dtype,
-        name_map=name_map,
-        supports=supports,
-        closest=closest,
-        supports_size=supports_size,
+        lambda config, *_: Model(None, partial(function, config)), name_map, **options
     )
-
-
-@dataclass
-class _Model:
-    """A model for one configuration: its parameters if it has its own, and how to call it."""
-
-    module: Any
-    call: Callable[[dict[str, Any], Any], Any]
 
 
 class TorchAdapter(Adapter):
     """See `from_torch` and `from_torch_function`, which make it."""
 
-    def __init__(self, model: Callable[..., _Model], *, device: str, **identity: Any) -> None:
-        super().__init__(**identity)
-        self.device, self._model = device, model
-        self.on_gpu = device.startswith("cuda")
+    def __init__(
+        self,
+        model: Callable[..., Model],
+        name_map: NameMap | None,
+        *,
+        device: str = "cpu",
+        **identity: Unpack[Identity],
+    ) -> None:
+        super().__init__(model, name_map, **identity)
+        self.device, self.on_gpu = device, device.startswith("cuda")
         if "tf32" in self.dtype and not self.on_gpu:
             raise ValueError(f"dtype: tf32 is computed on GPUs only, and the device is {device!r}")
 
@@ -160,27 +118,26 @@ class TorchAdapter(Adapter):
 
     def _build(
         self, config: Any, image_shape: tuple[int, int, int], precision: str
-    ) -> tuple[_Model, BoundMap]:
+    ) -> tuple[Model, BoundMap]:
         torch = framework("torch")
-        model = self._model(config, *image_shape)  # first: it may refuse the configuration
-        bound = self.bound_map(config, image_shape)
-        if model.module is not None:
-            model.module.to(self.device, _scalar_type(torch, precision)).requires_grad_(True)
-            bound.check(dict(model.module.named_parameters()), f"the module of {self.name}")
+        model, bound = super()._build(config, image_shape, precision)
+        if model.own is not None:
+            model.own.to(self.device, _scalar_type(torch, precision)).requires_grad_(True)
+            bound.check(dict(model.own.named_parameters()), f"the module of {self.name}")
         return model, bound
 
     @contextmanager
     def _loaded(
         self, config: Any, params: Mapping[str, Array], images: Array
-    ) -> Iterator[tuple[_Model, BoundMap, dict[str, Any]]]:
+    ) -> Iterator[tuple[Model, BoundMap, dict[str, Any]]]:
         """The model, its name map, and its parameters, which have the given values."""
         torch, precision = framework("torch"), self.precision(images)
         model, bound = self._built(config, images.shape[1:], precision)
         values = {n: self._tensor(a, images) for n, a in bound.to_theirs(params).items()}
-        if model.module is None:
+        if model.own is None:
             leaves = {name: value.requires_grad_() for name, value in values.items()}
         else:
-            leaves = dict(model.module.named_parameters())
+            leaves = dict(model.own.named_parameters())
             with torch.no_grad():
                 for name, leaf in leaves.items():
                     leaf.copy_(values[name])
@@ -194,7 +151,7 @@ class TorchAdapter(Adapter):
         return torch.tensor(array, dtype=dtype, device=self.device)
 
 
-def _module_model(module: Any, training: bool, config: Any, taps: Mapping[str, str]) -> _Model:
+def _module_model(module: Any, training: bool, config: Any, taps: Mapping[str, str]) -> Model:
     module.train(training)
     found: dict[str, Any] = {}
     for ours, theirs in taps.items():
@@ -207,7 +164,7 @@ def _module_model(module: Any, training: bool, config: Any, taps: Mapping[str, s
         logits, more = split_output(module(images))
         return {"logits": logits} | found | more
 
-    return _Model(module, call)
+    return Model(module, call)
 
 
 def _recorder(found: dict[str, Any], name: str) -> Callable[..., None]:

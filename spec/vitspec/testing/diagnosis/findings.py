@@ -17,6 +17,7 @@ from vitspec.testing.trial import CASE_RUNS
 FAR_BELOW = 1 / 32
 """Of a precision's price: errors below are not of its making."""
 
+
 def departures(samples: Sequence[Sample]) -> list[Departure]:
     """Every tensor that departs from the specification somewhere, in the order of computation."""
     names = dict.fromkeys(n for s in samples for n in s.grades if not s.grades[n].conforms)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -69,9 +68,7 @@ def _point(case: AnyCase, precision: Precision) -> Point:
 
 
 @lru_cache(maxsize=16)
-def _reference(
-    case: AnyCase, precision: Precision, taps: bool
-) -> tuple[Flat, dict[str, Price]]:
+def _reference(case: AnyCase, precision: Precision, taps: bool) -> tuple[Flat, dict[str, Price]]:
     """The specification's results in float64, and what a precision costs them."""
     point, rng = _point(case, precision), np.random.default_rng([case.seed, 3])
     truth = evaluate_spec(point, taps=taps)

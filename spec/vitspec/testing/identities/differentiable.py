@@ -111,9 +111,7 @@ def directional_derivatives(e: Evaluation, rng: np.random.Generator) -> Iterator
         yield _along("directional derivative of one tensor", e, (name,), rng)
 
 
-def _along(
-    name: str, e: Evaluation, tensors: tuple[str, ...], rng: np.random.Generator
-) -> Result:
+def _along(name: str, e: Evaluation, tensors: tuple[str, ...], rng: np.random.Generator) -> Result:
     for _ in range(1 + REDRAWS):
         result = _along_direction(name, e, _direction(e, tensors, rng))
         if result.undecided is None:

@@ -7,22 +7,10 @@ from importlib.resources import files
 
 import vitspec
 from vitspec.testing.report.picture import picture
-from vitspec.testing.report.rows import (
-    BAD,
-    LEGEND,
-    MARK,
-    TENSORS,
-    CheckRow,
-    check_rows,
-    departs,
-    excused,
-    looks_like,
-    to_show,
-    who,
-    worst_tensors,
-)
-from vitspec.testing.report.text import figure, first_lines, in_html, ratio, short
-from vitspec.testing.report.report import Report
+from vitspec.testing.report.report import UNMATCHED, Report, drawn, to_show, who
+from vitspec.testing.report.rows import LEGEND, CheckRow, check_rows, excused, looks_like
+from vitspec.testing.report.text import first_lines, in_html, short
+from vitspec.testing.report.words import FIGURES, MARK, columns, departs, left_out, worst_tensors
 from vitspec.testing.results import Result, environment
 from vitspec.testing.tolerance import Grade
 
@@ -62,18 +50,17 @@ def to_html(reports: Sequence[Report]) -> str:
 
 def _report(report: Report) -> str:
     kind, sign = SIGNS[report.exit_code]
-    target = f" <code>{in_html(report.target)}</code>" if report.target != report.name else ""
+    target = (
+        f" <code>{in_html(report.target)}</code>" if report.target not in ("", report.name) else ""
+    )
     parts = [
         f"<section>\n<h1>{in_html(who(report))}</h1>",
         f'<p><span class="verdict {kind}">{sign} {in_html(report.verdict)}</span>{target} '
-        f'<span class="dim">seed {report.seed}, {report.seconds:.0f} s</span></p>',
+        f'<span class="dim">{drawn(report)}</span></p>',
     ]
-    if hint := looks_like(report):
-        parts.append(f'<p class="hint">Hint: {in_html(hint)}</p>')
-    for glob in report.unmatched:
-        parts.append(
-            f'<p class="hint">Declared, but nothing is named so: <code>{in_html(glob)}</code></p>'
-        )
+    hints = [f"Hint: {in_html(hint)}"] if (hint := looks_like(report)) else []
+    hints += [f"{UNMATCHED.capitalize()}<code>{in_html(glob)}</code>" for glob in report.unmatched]
+    parts += [f'<p class="hint">{hint}</p>' for hint in hints]
     if svg := picture(report):
         parts.append(
             "<h2>Where errors sit</h2>\n<figure>\n"
@@ -82,49 +69,40 @@ def _report(report: Report) -> str:
         )
     parts += _failures(report)
     if report.results:
-        parts.append(f"<h2>Checks</h2>\n{_checks(check_rows(report))}")
+        headings = ("check", "passed", "failed", "skipped", "worst tensor")
+        parts.append(f"<h2>Checks</h2>\n{_table(headings, [*map(_check, check_rows(report))])}")
     if known := excused(report):
-        items = "\n".join(f"<li>{in_html(words)}</li>" for words in known)
-        parts.append(f"<h2>Declared</h2>\n<ul>\n{items}\n</ul>")
+        parts.append(f"<h2>Declared</h2>\n{_list([in_html(words) for words in known])}")
     if report.output:
         lines = in_html("\n".join(first_lines(report.output)))
         parts.append(f"<h2>Its standard output</h2>\n<pre>{lines}</pre>")
     return "\n".join([*parts, "</section>"])
 
 
-def _checks(rows: Sequence[CheckRow]) -> str:
-    headings = "<th>check</th><th>passed</th><th>failed</th><th>skipped</th>" + _HEADINGS
-    body = "\n".join(_check(row) for row in rows)
-    return _table(headings.replace("<th>tensor", "<th>worst tensor"), body)
-
-
 def _check(row: CheckRow) -> str:
-    c, g = row.count, row.worst
-    bad = sum(c[status] for status in BAD)
-    declared = f" ({c['xfailed']} as declared)" if c["xfailed"] else ""
-    cells = [
-        f"<td><code>{in_html(row.check)}</code></td>",
-        f"<td>{c['passed'] + c['xfailed']}{declared}</td>",
-        f"<td>{bad}</td><td>{c['skipped']}</td>",
-        _figures(g) if g is not None else '<td colspan="5"></td>',
-    ]
-    start = '<tr class="bad">' if bad else "<tr>"
-    return start + "".join(cells) + "</tr>"
-
-
-_HEADINGS = "<th>tensor</th><th>error</th><th>price</th><th>bound</th><th>ratio</th>"
+    declared = f" ({row.declared} as declared)" if row.declared else ""
+    check, passed = f"<code>{in_html(row.check)}</code>", f"{row.passed}{declared}"
+    figures = _figures(row.worst) if row.worst is not None else '<td colspan="5"></td>'
+    start = '<tr class="bad">' if row.failed else "<tr>"
+    cells = (check, passed, row.failed, row.skipped)
+    return start + "".join(f"<td>{cell}</td>" for cell in cells) + f"{figures}</tr>"
 
 
 def _figures(g: Grade) -> str:
     mark = f" <abbr title='{LEGEND[MARK]}'>{MARK}</abbr>" if g.cancelled else ""
-    tensor = f'<td><code title="{in_html(g.tensor)}">{in_html(short(g.tensor))}</code>{mark}</td>'
-    numbers = (figure(g.error), figure(g.price), figure(g.bound), ratio(g.ratio))
-    return tensor + "".join(f"<td>{number}</td>" for number in numbers)
+    tensor = f'<code title="{in_html(g.tensor)}">{in_html(short(g.tensor))}</code>{mark}'
+    return "".join(f"<td>{cell}</td>" for cell in (tensor, *columns(g, *FIGURES)))
 
 
-def _table(headings: str, body: str) -> str:
-    head = f"<thead><tr>{headings}</tr></thead>"
+def _table(headings: Sequence[str], rows: Sequence[str]) -> str:
+    cells = "".join(f"<th>{heading}</th>" for heading in (*headings, *FIGURES))
+    head, body = f"<thead><tr>{cells}</tr></thead>", "\n".join(rows)
     return f'<div class="scroll"><table>\n{head}\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _list(items: Sequence[str]) -> str:
+    lines = "\n".join(f"<li>{item}</li>" for item in items)
+    return f"<ul>\n{lines}\n</ul>"
 
 
 def _failures(report: Report) -> list[str]:
@@ -132,12 +110,11 @@ def _failures(report: Report) -> list[str]:
     parts = ["<h2>What departs</h2>"] if shown else []
     parts += [_failure(report, result) for result in shown]
     if rest:
-        items = "\n".join(_item(report, result) for result in rest[:MOST_LISTED])
-        left = len(rest) - MOST_LISTED
-        more = f"\n<li>and {left} more</li>" if left > 0 else ""
-        parts.append(
-            f"<details><summary>{len(rest)} more</summary>\n<ul>\n{items}{more}\n</ul></details>"
-        )
+        items = [_item(report, result) for result in rest[:MOST_LISTED]]
+        if (left := len(rest) - MOST_LISTED) > 0:
+            items.append(f"and {left} more")
+        summary = f"<summary>{len(rest)} more</summary>"
+        parts.append(f"<details>{summary}\n{_list(items)}</details>")
     return parts
 
 
@@ -146,10 +123,10 @@ def _failure(report: Report, result: Result) -> str:
     if result.reason:
         parts.append(f"<p>{in_html(result.reason)}</p>")
     if result.failures:
-        rows = "\n".join(f"<tr>{_figures(g)}</tr>" for g in worst_tensors(result))
-        parts.append(_table(_HEADINGS, rows))
-    if (more := len(result.failures) - TENSORS) > 0:
-        parts.append(f'<p class="dim">and {more} more tensors</p>')
+        rows = [f"<tr>{_figures(g)}</tr>" for g in worst_tensors(result)]
+        parts.append(_table(["tensor"], rows))
+    if more := left_out(result):
+        parts.append(f'<p class="dim">{more}</p>')
     if result.point:
         parts.append(f'<p class="point">{in_html(result.point)}</p>')
     command = in_html(report.reproduce(result))
@@ -158,4 +135,4 @@ def _failure(report: Report, result: Result) -> str:
 
 def _item(report: Report, result: Result) -> str:
     words = departs(result) + (f": {result.reason}" if result.reason else "")
-    return f"<li>{in_html(words)}<br/><code>{in_html(report.reproduce(result))}</code></li>"
+    return f"{in_html(words)}<br/><code>{in_html(report.reproduce(result))}</code>"

@@ -10,8 +10,8 @@ from importlib.resources import files
 from typing import Any
 
 import vitspec
-from vitspec.testing.report.rows import looks_like, summary
-from vitspec.testing.report.report import Report
+from vitspec.testing.report.report import Report, summary
+from vitspec.testing.report.rows import looks_like
 from vitspec.testing.results import Result, environment
 from vitspec.testing.tolerance import Grade
 
@@ -38,9 +38,7 @@ def to_json(reports: Sequence[Report]) -> dict[str, Any]:
 
 def _report(report: Report) -> dict[str, Any]:
     return {
-        "target": _text(report.target or report.name),
-        "name": _text(report.name),
-        "version": _text(report.version),
+        **{name: _text(getattr(report, name)) for name in ("target", "name", "version")},
         "spec": report.spec,
         "dtype": report.dtype,
         "seed": report.seed,
@@ -73,10 +71,7 @@ def _grade(g: Grade) -> dict[str, Any]:
     return {
         "tensor": _text(g.tensor),
         "metric": g.metric,
-        "error": _number(g.error),
-        "price": _number(g.price),
-        "bound": _number(g.bound),
-        "ratio": _number(g.ratio),
+        **{name: _number(getattr(g, name)) for name in ("error", "price", "bound", "ratio")},
         "cancelled": g.cancelled,
         "conforms": g.conforms,
     }

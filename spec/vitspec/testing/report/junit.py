@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from vitspec.testing.report.rows import TENSORS, departs, described, summary, worst_tensors
+from vitspec.testing.report.report import UNMATCHED, Report, summary
 from vitspec.testing.report.text import printable, ratio
-from vitspec.testing.report.report import Report
+from vitspec.testing.report.words import BAD, departs, told
 from vitspec.testing.results import Result
 
 
@@ -43,7 +43,7 @@ def _suite(root: ET.Element, report: Report) -> None:
         _case(suite, report, result)
     for glob in report.unmatched:
         case = _named(suite, report, f"declared deviation {glob}")
-        message = printable(f"declared, but nothing is named so: {glob}")
+        message = printable(f"{UNMATCHED}{glob}")
         ET.SubElement(case, "failure", message=message, type="unmatched")
     if report.output:
         ET.SubElement(suite, "system-out").text = printable(report.output, keep="\n\t")
@@ -60,16 +60,11 @@ def _case(suite: ET.Element, report: Report, result: Result) -> None:
     reason = printable(result.reason)
     if result.status in ("skipped", "xfailed"):
         ET.SubElement(case, "skipped", message=reason or result.status)
-    if result.status not in ("failed", "xpassed", "errored"):
+    if result.status not in BAD:
         return
     kind = "error" if result.status == "errored" else "failure"
-    g = result.worst
-    if not reason and g is not None:
+    if not reason and (g := result.worst) is not None:
         reason = printable(f"{g.tensor}: {ratio(g.ratio)} x its bound")
     node = ET.SubElement(case, kind, message=reason or departs(result), type=result.status)
-    lines = [departs(result), reason, result.point]
-    lines += [described(g) for g in worst_tensors(result)]
-    if (more := len(result.failures) - TENSORS) > 0:
-        lines.append(f"and {more} more tensors")
-    lines.append(f"reproduce: {report.reproduce(result)}")
-    node.text = "\n".join(printable(line) for line in lines if line)
+    reproduce = printable(f"reproduce: {report.reproduce(result)}")
+    node.text = "\n".join([*told(result, reason), reproduce])

@@ -6,12 +6,13 @@ departs has bold figures besides, or a cross where there is no room for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vitspec.testing.report.rows import MARK, described, layer_of
-from vitspec.testing.report.text import figure, in_html, ratio, short
 from vitspec.testing.report.report import Report
+from vitspec.testing.report.rows import layer_of
+from vitspec.testing.report.text import figure, in_html, ratio, short
+from vitspec.testing.report.words import MARK, described
 from vitspec.testing.tolerance import Grade, worst
 
 CONFORMS, DEPARTS = "conforms", "departs"
@@ -30,6 +31,10 @@ DARK = (
     ("#7a3d10", "#ffe9d6"), ("#d06a14", "#1c0d00"), ("#fb923a", "#1c0d00"), ("#ffd0a3", "#1c0d00"),
 )  # fmt: skip
 """The colours of the bins, and of the figures on them."""
+
+INK = "#24303c"
+TITLE = {"text_anchor": "end", "font_weight": "700", "fill": INK}
+"""How the words to the left of what they head are set."""
 
 CROSS = "\N{MULTIPLICATION SIGN}"
 WIDTH, ROW, GAP, LETTER = 760, 24, 2, 6.7
@@ -58,32 +63,23 @@ def picture(report: Report) -> str:
     if not cells:
         return ""
     outside = [name for name in cells if layer_of(name) is None][:MOST_ROWS]
-    after = [name for name in AFTER if name in outside]
-    before = [name for name in outside if name not in after]
-    grid: dict[str, dict[int, str]] = {}
-    for name in cells:
-        if (layer := layer_of(name)) is not None and layer < MOST_LAYERS:
-            kind = name.replace(f"layers.{layer}.", "layers.*.", 1)
-            grid.setdefault(kind, {})[layer] = name
-    kinds = list(grid)[:MOST_ROWS]
-    layers = 1 + max((layer for kind in kinds for layer in grid[kind]), default=-1)
-    labels = [*outside, *(_kind(kind) for kind in kinds)]
-    left = min(26, max(map(len, labels))) * LETTER + 10
+    grid = _grid(cells)
+    layers = 1 + max((layer for row in grid.values() for layer in row), default=-1)
+    left = min(26, max(map(len, [*outside, *map(_label, grid)]))) * LETTER + 10
     cell = min(64.0, max(14.0, (WIDTH - left) / max(layers, 1)))
     right = left + (cell * layers if layers else 240)
     parts, y = [], 0.0
-    for name in before:
+    for name in (name for name in outside if name not in AFTER):
         parts += _row(y, left, name, [(left, right - left, cells[name])])
         y += ROW
-    if kinds:
+    if grid:
         parts += _heading(y + 6, left, cell, layers)
         y += ROW + 4
-    for kind in kinds:
-        row = [(left + i * cell, cell, cells[name]) for i, name in sorted(grid[kind].items())]
-        parts += _row(y, left, _kind(kind), row)
+    for kind, row in grid.items():
+        parts += _row(y, left, _label(kind), [(left + i * cell, cell, row[i]) for i in sorted(row)])
         y += ROW
-    y += 10 if kinds else 0
-    for name in after:
+    y += 10 if grid else 0
+    for name in (name for name in AFTER if name in outside):
         parts += _row(y, left, name, [(left, right - left, cells[name])])
         y += ROW
     dots = any(cell.grade.cancelled for cell in cells.values())
@@ -96,6 +92,15 @@ def picture(report: Report) -> str:
         f'font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" font-size="11">'
         f"<style>{style()}</style>\n" + "\n".join(parts) + "\n</svg>"
     )
+
+
+def _grid(cells: Mapping[str, Cell]) -> dict[str, dict[int, Cell]]:
+    """The cells of tensors of layers: by kind, and by layer."""
+    grid: dict[str, dict[int, Cell]] = {}
+    for name, cell in cells.items():
+        if (layer := layer_of(name)) is not None and layer < MOST_LAYERS:
+            grid.setdefault(name.replace(f"layers.{layer}.", "layers.*.", 1), {})[layer] = cell
+    return {kind: grid[kind] for kind in list(grid)[:MOST_ROWS]}
 
 
 def worst_cells(report: Report) -> dict[str, Cell]:
@@ -117,82 +122,79 @@ def bin_of(ratio: float) -> int:
     return next((i for i, (limit, _) in enumerate(BINS) if ratio <= limit), len(BINS) - 1)
 
 
-def _kind(kind: str) -> str:
+def _label(kind: str) -> str:
     return short(kind).removeprefix("layers.*.")
+
+
+def _element(tag: str, inner: str = "", /, **attributes: str | float) -> str:
+    """An SVG element; coordinates, which are no integers, have one decimal."""
+    start = f"<{tag}"
+    for name, value in attributes.items():
+        text = f"{value:.1f}" if isinstance(value, float) else value
+        start += f' {name.rstrip("_").replace("_", "-")}="{text}"'
+    return start + (f">{inner}</{tag}>" if inner else "/>")
+
+
+def _text(x: float, y: float, words: str, of: str = "ink", **attributes: str | float) -> str:
+    """Words whose baseline is at y, in the colour of the page's ink or of a bin's figures."""
+    return _element("text", words, class_=of, x=x, y=y, **attributes)
+
+
+def _box(i: int, x: float, y: float, width: float) -> str:
+    """A box of colour i."""
+    fill, _ = LIGHT[i]
+    place = {"x": x + GAP / 2, "y": y + GAP / 2, "width": width - GAP, "height": ROW - GAP}
+    return _element("rect", class_=f"c{i}", **place, rx=3, fill=fill)
+
+
+def _dot(x: float, y: float, i: int) -> str:
+    """Marks a tensor that is zero but for rounding."""
+    return _element("circle", class_=f"t{i}", cx=x, cy=y, r=2, fill=LIGHT[i][1])
 
 
 def _row(y: float, left: float, name: str, cells: Iterable[tuple[float, float, Cell]]) -> list[str]:
     shown = name if len(name) <= 26 else f"{name[:12]}...{name[-11:]}"
-    parts = [
-        f'<text class="ink" x="{left - 8:.1f}" y="{y + 16:.1f}" text-anchor="end" fill="#24303c">'
-        f"{in_html(shown)}<title>{in_html(name)}</title></text>"
-    ]
-    return parts + [_cell(x, y, width, cell) for x, width, cell in cells]
+    words = f"{in_html(shown)}<title>{in_html(name)}</title>"
+    label = _text(left - 8, y + 16, words, text_anchor="end", fill=INK)
+    return [label, *(_cell(x, y, width, cell) for x, width, cell in cells)]
 
 
 def _cell(x: float, y: float, width: float, cell: Cell) -> str:
     g = cell.grade
     i = bin_of(g.ratio) if g.conforms else max(4, bin_of(g.ratio))
-    words = ratio(g.ratio) if g.ratio >= 0.01 else figure(g.ratio)
-    text = words
+    text = ratio(g.ratio) if g.ratio >= 0.01 else figure(g.ratio)
     if len(text) * LETTER > width - 4:
         text = "" if g.conforms else CROSS
     verdict = CONFORMS if g.conforms else DEPARTS
     title = f"{described(g)}, ratio {figure(g.ratio)}: {verdict} ({cell.where})"
-    bold = "" if g.conforms else ' font-weight="700"'
-    return (
-        f"<g><title>{in_html(title)}</title>"
-        f'<rect class="c{i}" x="{x + GAP / 2:.1f}" y="{y + GAP / 2:.1f}" '
-        f'width="{width - GAP:.1f}" height="{ROW - GAP}" rx="3" fill="{LIGHT[i][0]}"/>'
-        + (
-            f'<text class="t{i}" x="{x + width / 2:.1f}" y="{y + 16:.1f}" text-anchor="middle" '
-            f'fill="{LIGHT[i][1]}"{bold}>{in_html(text)}</text>'
-            if text
-            else ""
-        )
-        + (_dot(x + width - 6, y + 6, i) if g.cancelled else "")
-        + "</g>"
-    )
-
-
-def _dot(x: float, y: float, i: int) -> str:
-    """Marks a tensor that is zero but for rounding."""
-    return f'<circle class="t{i}" cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{LIGHT[i][1]}"/>'
+    parts = [f"<g><title>{in_html(title)}</title>", _box(i, x, y, width)]
+    if text:
+        look = {"text_anchor": "middle", "fill": LIGHT[i][1]}
+        look |= {} if g.conforms else {"font_weight": "700"}
+        parts.append(_text(x + width / 2, y + 16, in_html(text), f"t{i}", **look))
+    if g.cancelled:
+        parts.append(_dot(x + width - 6, y + 6, i))
+    return "".join([*parts, "</g>"])
 
 
 def _heading(y: float, left: float, cell: float, layers: int) -> list[str]:
     step = 1 if cell > 18 else 4
-    texts = [
-        f'<text class="ink" x="{left + (i + 0.5) * cell:.1f}" y="{y + 16:.1f}" '
-        f'text-anchor="middle" fill="#24303c">{i}</text>'
+    return [_text(left - 8, y + 16, "layer", **TITLE)] + [
+        _text(left + (i + 0.5) * cell, y + 16, str(i), text_anchor="middle", fill=INK)
         for i in range(0, layers, step)
     ]
-    name = f'<text class="ink" x="{left - 8:.1f}" y="{y + 16:.1f}" text-anchor="end" '
-    return [f'{name}font-weight="700" fill="#24303c">layer</text>', *texts]
 
 
 def _legend(y: float, left: float, dots: bool) -> list[str]:
-    parts = [
-        f'<text class="ink" x="{left - 8:.1f}" y="{y + 16:.1f}" text-anchor="end" '
-        'font-weight="700" fill="#24303c">error / bound</text>'
-    ]
-    for i, (_, label) in enumerate(BINS):
-        x = left + 62 * i + (8 if i > 3 else 0)
-        parts.append(
-            f'<rect class="c{i}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="60" height="{ROW - GAP}" '
-            f'rx="3" fill="{LIGHT[i][0]}"/><text class="t{i}" x="{x + 31:.1f}" y="{y + 16:.1f}" '
-            f'text-anchor="middle" fill="{LIGHT[i][1]}">{label}</text>'
-        )
+    parts = [_text(left - 8, y + 16, "error / bound", **TITLE)]
+    places = [left + 62 * i + (8 if i > 3 else 0) for i in range(len(BINS))]
+    for i, (x, (_, label)) in enumerate(zip(places, BINS, strict=True)):
+        words = _text(x + 31, y + 16, label, f"t{i}", text_anchor="middle", fill=LIGHT[i][1])
+        parts.append(_box(i, x, y, 62) + words)
     if dots:
-        parts.append(
-            _dot(left + 6, y + 56, 0).replace("t0", "ink")
-            + f'<text class="ink" x="{left + 14:.1f}" y="{y + 60:.1f}" fill="#24303c">'
-            f"{MARK}: zero but for rounding, measured against what cancelled</text>"
-        )
+        words = f"{MARK}: zero but for rounding, measured against what cancelled"
+        dot = _dot(left + 6, y + 56, 0).replace("t0", "ink")
+        parts.append(dot + _text(left + 14, y + 60, words, fill=INK))
     for i, word in ((0, CONFORMS), (4, DEPARTS)):
-        x = left + 62 * i + (8 if i else 0) + 124
-        parts.append(
-            f'<text class="ink" x="{x:.1f}" y="{y + 40:.1f}" text-anchor="middle" '
-            f'fill="#24303c">{word}</text>'
-        )
+        parts.append(_text(places[i] + 124, y + 40, word, text_anchor="middle", fill=INK))
     return parts

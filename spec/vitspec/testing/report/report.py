@@ -6,10 +6,16 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vitspec.testing.results import Result
+from vitspec.testing.report.text import printable, ratio, short
+from vitspec.testing.report.words import BAD, at, badness, departs, described, worst_tensors
+from vitspec.testing.results import Result, Status
 from vitspec.testing.settings import Settings
 
 _OF_GRADIENTS = ("vjp", "interpolation.vjp", "vector.vjp")
+SHOWN = 3
+"""Failures that are shown in full."""
+UNMATCHED = "declared, but nothing is named so: "
+"""What precedes a glob of the adopter's declaration that matched nothing."""
 
 
 @dataclass(repr=False)
@@ -40,14 +46,10 @@ class Report:
 
     def __repr__(self) -> str:
         """One line, which pytest shows where an assertion about the report fails."""
-        from vitspec.testing.report.rows import summary
-
         return f"<Report: {summary(self)}>"
 
     def __str__(self) -> str:
         """The verdict, and the first failures with the commands that reproduce them."""
-        from vitspec.testing.report.rows import explain
-
         return explain(self)
 
     @property
@@ -97,3 +99,65 @@ class Report:
         if self.target:
             return f"vitspec check {shlex.quote(self.target)} {again.as_options()}"
         return f"check(implementation, {again!r})"
+
+
+def to_show(report: Report) -> tuple[list[Result], list[Result]]:
+    """What is wrong: of each check the place that is furthest off, up to `SHOWN`; and the rest."""
+    bad = [r for r in report.results if r.status in BAD]
+    groups: dict[tuple[Status, str], list[Result]] = {}
+    for result in bad:
+        groups.setdefault((result.status, result.check), []).append(result)
+    order = sorted(groups, key=lambda key: [*BAD].index(key[0]))
+    shown = [max(groups[key], key=_size) for key in order[:SHOWN]]
+    return shown, [r for r in bad if not any(r is one for one in shown)]
+
+
+def who(report: Report) -> str:
+    """The implementation, as what, in which precision."""
+    return printable(f"{report.name} {report.version} as {report.spec}, {report.dtype}")
+
+
+def drawn(report: Report) -> str:
+    """What everything was drawn from, and how long it took."""
+    return f"seed {report.seed}, {report.seconds:.0f} s"
+
+
+def summary(report: Report) -> str:
+    """One line: who, the verdict, how many checks, the worst tensor.
+
+    >>> summary(Report("my-vit", "my-vit", "1.4", "vit", "float32"))
+    'my-vit 1.4 as vit, float32: could not be checked: nothing was checked'
+    """
+    count = report.count()
+    parts = [
+        f"{count[status]} of {len(report.results)} {words}"
+        for status, words in BAD.items()
+        if count[status]
+    ]
+    if report.unmatched:
+        parts.append(f"{len(report.unmatched)} declared globs match nothing")
+    if not parts and not report.results:
+        parts.append("nothing was checked")
+    first = next((r for r in to_show(report)[0] if r.failures), None)
+    if first and (g := first.worst):
+        parts.append(f"{first.check} {short(g.tensor)} {ratio(g.ratio)} x its bound{at(first)}")
+    text = f"{who(report)}: {report.verdict}" + (f": {', '.join(parts)}" if parts else "")
+    return printable(text)
+
+
+def explain(report: Report) -> str:
+    """The summary, then the first failures, each with the command that reproduces it."""
+    lines = [summary(report)]
+    shown, rest = to_show(report)
+    for result in shown:
+        lines.append(f"  {departs(result)}: {printable(result.reason)}".rstrip(": "))
+        lines += [f"    {described(g)}" for g in worst_tensors(result)]
+        lines.append(f"    {printable(report.reproduce(result))}")
+    if rest:
+        lines.append(f"  and {len(rest)} more")
+    lines += [f"  {UNMATCHED}{printable(glob)}" for glob in report.unmatched]
+    return "\n".join(lines)
+
+
+def _size(result: Result) -> float:
+    return badness(result.worst)[1] if result.worst else 0.0

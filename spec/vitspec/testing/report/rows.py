@@ -1,4 +1,4 @@
-"""What all forms of a report show: the checks' rows, the failures to show first, one line."""
+"""What tables and pictures show: the checks' rows, kinds of tensors, what is excused, a hint."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitspec.testing.report.text import figure, printable, ratio, short
 from vitspec.testing.report.report import Report
+from vitspec.testing.report.text import printable
+from vitspec.testing.report.words import BAD, MARK, badness, is_photograph
 from vitspec.testing.results import Result
 from vitspec.testing.tolerance import Grade, worst
 
-BAD = ("failed", "errored", "xpassed")
-"""The statuses that keep a report from conforming."""
-SHOWN = 3
-"""Failures that are shown in full."""
-TENSORS = 5
-"""Tensors of a failure that are shown."""
-
-MARK = "~0"
-"""Marks a tensor that is zero but for rounding."""
 LEGEND = {
     "error": "distance from the specification in float64, relative to the tensor's size",
     "price": "the same for the specification itself, in the precision under test",
@@ -39,15 +31,19 @@ class CheckRow:
 
     Attributes:
         check: its name; the rules of ill-formed configurations are one.
-        count: how many places have each status.
+        passed: how many places passed, or failed as declared.
+        declared: how many of these failed.
+        failed: how many keep the report from conforming.
+        skipped: how many were passed over.
         worst: the verdict furthest over its bound, if the check grades any.
-        place: where that is.
     """
 
     check: str
-    count: Counter[str]
+    passed: int
+    declared: int
+    failed: int
+    skipped: int
     worst: Grade | None
-    place: str
 
 
 def check_rows(report: Report) -> list[CheckRow]:
@@ -58,9 +54,12 @@ def check_rows(report: Report) -> list[CheckRow]:
         groups.setdefault(check, []).append(result)
     rows = []
     for check, group in groups.items():
-        graded = [(g, r.place) for r in group if (g := r.worst) is not None]
-        grade, place = max(graded, key=lambda pair: _badness(pair[0]), default=(None, ""))
-        rows.append(CheckRow(check, Counter(r.status for r in group), grade, place))
+        count = Counter(r.status for r in group)
+        grades = [g for r in group if (g := r.worst) is not None]
+        passed, declared = count["passed"] + count["xfailed"], count["xfailed"]
+        failed = sum(count[status] for status in BAD)
+        furthest = max(grades, key=badness, default=None)
+        rows.append(CheckRow(check, passed, declared, failed, count["skipped"], furthest))
     return rows
 
 
@@ -82,22 +81,6 @@ def layer_of(tensor: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def to_show(report: Report) -> tuple[list[Result], list[Result]]:
-    """What is wrong: of each check the place that is furthest off, up to `SHOWN`; and the rest."""
-    bad = [r for r in report.results if r.status in BAD]
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in bad:
-        groups.setdefault((result.status, result.check), []).append(result)
-    order = sorted(groups, key=lambda key: BAD.index(key[0]))
-    shown = [max(groups[key], key=_size) for key in order[:SHOWN]]
-    return shown, [r for r in bad if not any(r is one for one in shown)]
-
-
-def worst_tensors(result: Result) -> list[Grade]:
-    """The failing tensors that are shown, the furthest off first."""
-    return sorted(result.failures, key=_badness, reverse=True)[:TENSORS]
-
-
 def excused(report: Report) -> list[str]:
     """What departs as declared: how often, where, and why."""
     groups: dict[str, list[Result]] = {}
@@ -108,70 +91,6 @@ def excused(report: Report) -> list[str]:
         printable(f"{', '.join(sorted({r.check for r in group}))} ({len(group)} x): {reason}")
         for reason, group in groups.items()
     ]
-
-
-def described(g: Grade) -> str:
-    """A verdict on a tensor in a line."""
-    figures = f"error {figure(g.error)}, price {figure(g.price)}, bound {figure(g.bound)}"
-    mark = f" {MARK}" if g.cancelled else ""
-    return printable(f"{g.tensor}{mark}: {g.metric} {figures}")
-
-
-def departs(result: Result) -> str:
-    """What happened at a result, in a few words."""
-    words = {
-        "failed": "departs",
-        "errored": "could not be run",
-        "xpassed": "passes, though declared to fail",
-        "xfailed": "departs, as declared",
-    }
-    return printable(f"{result.check} {words.get(result.status, result.status)}{_at(result)}")
-
-
-def summary(report: Report) -> str:
-    """One line: who, the verdict, how many checks, the worst tensor.
-
-    >>> summary(Report("my-vit", "my-vit", "1.4", "vit", "float32", 0))
-    'my-vit 1.4 as vit, float32: could not be checked: nothing was checked'
-    """
-    count = report.count()
-    parts = [
-        f"{count[status]} of {len(report.results)} {words}"
-        for status, words in (
-            ("failed", "failed"), ("errored", "could not be run"), ("xpassed", "unexpectedly pass"),
-        )
-        if count[status]
-    ]  # fmt: skip
-    if report.unmatched:
-        parts.append(f"{len(report.unmatched)} declared globs match nothing")
-    if not parts and not report.results:
-        parts.append("nothing was checked")
-    failed = [r for r in to_show(report)[0] if r.failures]
-    if failed and (g := failed[0].worst):
-        first = failed[0]
-        parts.append(f"{first.check} {short(g.tensor)} {ratio(g.ratio)} x its bound{_at(first)}")
-    text = f"{who(report)}: {report.verdict}" + (f": {', '.join(parts)}" if parts else "")
-    return printable(text)
-
-
-def who(report: Report) -> str:
-    """The implementation, as what, in which precision."""
-    return printable(f"{report.name} {report.version} as {report.spec}, {report.dtype}")
-
-
-def explain(report: Report) -> str:
-    """The summary, then the first failures, each with the command that reproduces it."""
-    lines = [summary(report)]
-    shown, rest = to_show(report)
-    for result in shown:
-        lines.append(f"  {departs(result)}: {printable(result.reason)}".rstrip(": "))
-        for g in worst_tensors(result):
-            lines.append(f"    {described(g)}")
-        lines.append(f"    {printable(report.reproduce(result))}")
-    if rest:
-        lines.append(f"  and {len(rest)} more")
-    lines += [f"  declared, but nothing is named so: {printable(g)}" for g in report.unmatched]
-    return "\n".join(lines)
 
 
 HIGHEST = "set the highest matmul precision"
@@ -203,7 +122,7 @@ def looks_like(report: Report) -> str:
     grades = [
         g
         for r in report.results
-        if r.check in ("forward", "vjp") and r.status == "failed" and str(r.place) != "photograph"
+        if r.check in ("forward", "vjp") and r.status == "failed" and not is_photograph(r)
         for g in r.grades
         if 0 < g.price < np.inf and 0 < g.error < np.inf and not g.cancelled
     ]
@@ -214,17 +133,3 @@ def looks_like(report: Report) -> str:
         if high - low <= SPREAD and abs(median - (shorter - WORST_OF_RUNS)) <= LIKE:
             return f"looks like {name} arithmetic, not {report.dtype}: {advice}"
     return ""
-
-
-def _at(result: Result) -> str:
-    """Where, if anywhere in particular."""
-    article = "the " if str(result.place) == "photograph" else ""
-    return f" at {article}{result.place}" if result.place else ""
-
-
-def _badness(g: Grade) -> tuple[bool, float]:
-    return not g.conforms, g.ratio if not np.isnan(g.ratio) else float("inf")
-
-
-def _size(result: Result) -> float:
-    return _badness(result.worst)[1] if result.worst else 0.0

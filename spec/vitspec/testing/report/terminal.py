@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,23 +12,26 @@ from rich.table import Table
 from rich.text import Text
 
 import vitspec
+from vitspec.testing.report.report import UNMATCHED, Report, drawn, to_show, who
 from vitspec.testing.report.rows import (
     LEGEND,
-    MARK,
-    TENSORS,
     CheckRow,
     check_rows,
-    departs,
     excused,
     layer_of,
     looks_like,
-    to_show,
-    who,
     worst_of_kinds,
+)
+from vitspec.testing.report.text import first_lines, printable, short
+from vitspec.testing.report.words import (
+    FIGURES,
+    MARK,
+    columns,
+    departs,
+    is_photograph,
+    left_out,
     worst_tensors,
 )
-from vitspec.testing.report.text import figure, first_lines, printable, ratio, short
-from vitspec.testing.report.report import Report
 from vitspec.testing.results import Result
 from vitspec.testing.tolerance import Grade
 
@@ -42,35 +46,40 @@ def print_reports(reports: Sequence[Report], console: Console) -> None:
         style = {0: "bold green", 1: "bold red"}.get(report.exit_code, "bold yellow")
         verdict = Text(f"vitspec {vitspec.__version__}: {printable(report.name)} ")
         verdict.append(report.verdict, style=style)
-        verdict.append(f" ({report.dtype}, seed {report.seed}, {report.seconds:.0f} s)", "dim")
-        console.print(verdict, soft_wrap=True, highlight=False)
+        verdict.append(f" ({report.dtype}, {drawn(report)})", "dim")
+        _print(console, verdict, soft_wrap=True)
+
+
+def _print(console: Console, *words: str | Text | tuple[str, str], **options: Any) -> None:
+    """Print words, each in a style if it has one, with nothing in them taken for markup."""
+    console.print(Text.assemble(*words), highlight=False, **options)
 
 
 def _print_report(report: Report, console: Console) -> None:
-    header = Text(who(report), style="bold")
-    if report.target != report.name:
-        header.append(f" ({printable(report.target)})", style="not bold dim")
-    console.print(header, highlight=False)
-    photograph = [g for r in report.results if str(r.place) == "photograph" for g in r.grades]
+    target = f" ({printable(report.target)})" if report.target not in ("", report.name) else ""
+    _print(console, (who(report), "bold"), (target, "dim"))
+    photograph = [g for r in report.results if is_photograph(r) for g in r.grades]
     if photograph:
         console.print(photograph_table(photograph))
         console.print()
     if report.results:
         console.print(checks_table(check_rows(report)))
     if report.output:
-        console.print("It wrote to its standard output:", highlight=False)
+        _print(console, "It wrote to its standard output:")
         for line in first_lines(report.output):
-            console.print(Text(f"  | {line}"), highlight=False)
+            _print(console, f"  | {line}")
     if hint := looks_like(report):
-        console.print(Text(f"Hint: {hint}", style="yellow"), highlight=False)
+        _print(console, (f"Hint: {hint}", "yellow"))
     for words in excused(report):
-        console.print(Text(f"* {words}"), highlight=False)
-    _print_failures(report, console)
+        _print(console, f"* {words}")
+    shown, rest = to_show(report)
+    for result in shown:
+        _print_failure(report, result, console)
+    if rest:
+        checks = ", ".join(sorted({printable(r.check) for r in rest}))
+        _print(console, f"and {len(rest)} more: {checks}")
     for glob in report.unmatched:
-        console.print(
-            Text.assemble(("Declared, but nothing is named so: ", "red"), printable(glob)),
-            highlight=False,
-        )
+        _print(console, (UNMATCHED.capitalize(), "red"), printable(glob))
     console.print()
 
 
@@ -87,9 +96,7 @@ def photograph_table(grades: Sequence[Grade]) -> Table:
         table.add_row(
             _tensor(kind if kind == "logits" else f"d {kind}", worst),
             Text(f"{layer} of {count}" if layer is not None else ""),
-            figure(worst.error),
-            figure(worst.price),
-            ratio(worst.ratio),
+            *columns(worst, "error", "price", "ratio"),
             Text("conforms", "green") if worst.conforms else Text("departs", "bold red"),
         )
     return table
@@ -101,22 +108,16 @@ def checks_table(rows: Sequence[CheckRow]) -> Table:
         "checks", "check", "pass", "fail", "skip", "worst tensor", "error", "bound", "ratio"
     )
     for row in rows:
+        counts = (
+            Text(f"{row.passed}{'*' if row.declared else ''}", "green" if row.passed else "dim"),
+            Text(str(row.failed), "bold red" if row.failed else "dim"),
+            Text(str(row.skipped), "yellow" if row.skipped else "dim"),
+        )
         figures: list[str | Text] = [""] * 4
         if (g := row.worst) is not None:
-            figures = [_tensor(g.tensor, g), figure(g.error), figure(g.bound), ratio(g.ratio)]
-        table.add_row(Text(printable(row.check)), *_counts(row), *figures)
+            figures = [_tensor(g.tensor, g), *columns(g, "error", "bound", "ratio")]
+        table.add_row(Text(printable(row.check)), *counts, *figures)
     return table
-
-
-def _counts(row: CheckRow) -> list[Text]:
-    c = row.count
-    passed, failed = c["passed"] + c["xfailed"], c["failed"] + c["errored"] + c["xpassed"]
-    declared = "*" if c["xfailed"] else ""
-    return [
-        Text(f"{passed}{declared}", "green" if passed else "dim"),
-        Text(str(failed), "bold red" if failed else "dim"),
-        Text(str(c["skipped"]), "yellow" if c["skipped"] else "dim"),
-    ]
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -144,48 +145,38 @@ def _tensor(name: str, g: Grade) -> Text:
 # ---- failures ----------------------------------------------------------------------------------
 
 
-def _print_failures(report: Report, console: Console) -> None:
-    shown, rest = to_show(report)
-    for result in shown:
-        _print_failure(report, result, console)
-    if rest:
-        checks = ", ".join(sorted({printable(r.check) for r in rest}))
-        console.print(Text(f"and {len(rest)} more: {checks}"), highlight=False)
-
-
 def _print_failure(report: Report, result: Result, console: Console) -> None:
     console.print()
-    console.print(Text(departs(result), style="bold red"), highlight=False)
+    _print(console, (departs(result), "bold red"))
     for words in (result.reason, result.point):
         if words:
             console.print(Padding(Text(printable(words)), (0, 0, 0, 2)), highlight=False)
     if result.failures:
-        console.print(Padding(_failures_table(result), (0, 0, 0, 2)))
-    if (more := len(result.failures) - TENSORS) > 0:
-        console.print(f"  and {more} more tensors", highlight=False)
+        console.print(Padding(_failures_table(worst_tensors(result)), (0, 0, 0, 2)))
+    if more := left_out(result):
+        _print(console, f"  {more}")
     # One line, however long: it is there to be copied.
-    command = Text.assemble(("  reproduce: ", "dim"), printable(report.reproduce(result)))
-    console.print(command, soft_wrap=True, highlight=False)
+    command = printable(report.reproduce(result))
+    _print(console, ("  reproduce: ", "dim"), command, soft_wrap=True)
 
 
-def _failures_table(result: Result) -> Table:
+def _failures_table(grades: Sequence[Grade]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("tensor", overflow="fold")
-    for heading in ("metric", "error", "price", "bound", "ratio"):
+    for heading in ("metric", *FIGURES):
         table.add_column(heading, justify="right", no_wrap=True)
-    for g in worst_tensors(result):
-        figures = [figure(x) for x in (g.error, g.price, g.bound)]
-        table.add_row(_tensor(g.tensor, g), g.metric, *figures, ratio(g.ratio))
+    for g in grades:
+        table.add_row(_tensor(g.tensor, g), g.metric, *columns(g, *FIGURES))
     return table
 
 
 def _print_legend(reports: Sequence[Report], console: Console) -> None:
     results = [r for report in reports for r in report.results]
     lines = [f"{word}: {text}" for word, text in LEGEND.items() if word != MARK]
-    if any(str(r.place) == "photograph" and r.grades for r in results):
+    if any(is_photograph(r) and r.grades for r in results):
         lines.append("d x: the gradient of x; worst layer: the one with the largest ratio")
     if any(g.cancelled for r in results for g in r.grades):
         lines.append(f"{MARK}: {LEGEND[MARK]}")
     if any(r.status == "xfailed" for r in results):
         lines.append("*: some fail as declared")
-    console.print("\n".join(lines), style="dim", highlight=False, markup=False)
+    _print(console, ("\n".join(lines), "dim"))

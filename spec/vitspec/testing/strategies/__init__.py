@@ -5,7 +5,7 @@ are never drawn: they are normal, from one drawn seed that shrinks to 0. So an e
 print, it is the same on every machine, and nothing hides in entries that happen to be 0 or alike.
 
 Where numbers matter, `values` chooses them (of the Lean mirror, see `numbers`; of the practical
-family, `vitspec.testing.practical_cases`); None draws the kind as well.
+family, `vitspec.testing.families.practical`); None draws the kind as well.
 
 `degenerate=True` adds what Lean's definitions allow and few programs do: stride 0, images without
 rows or columns, and (in `cases`) an encoder whose input is exactly zero.

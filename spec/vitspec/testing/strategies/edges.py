@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vitspec.config import ViTConfig
 from vitspec.geometry import patch_count, patch_grid
-from vitspec.testing.cases import Case
+from vitspec.testing.families import Case
 from vitspec.testing.strategies.sizes import seeds
 
 _ORDINARY = Case(

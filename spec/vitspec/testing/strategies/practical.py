@@ -1,6 +1,6 @@
 """Hypothesis strategies of the practical family: configurations, cases and points.
 
-`values` is one of `vitspec.testing.practical_cases.VALUES`; None draws the kind as well. Every
+`values` is one of `vitspec.testing.families.practical.VALUES`; None draws the kind as well. Every
 configuration has a classifier, and none has a mask token, a pooler or a decoder unless `fields`
 says so.
 """
@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from vitspec.testing.practical_cases import VALUES, VisionTransformerCase
+from vitspec.testing.families.practical import VALUES, VisionTransformerCase
 from vitspec.testing.reference import Point
 from vitspec.testing.strategies.numbers import kinds
 from vitspec.testing.strategies.sizes import drawn, seeds

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vitspec.config import ViTConfig
 from vitspec.errors import NotWellFormed
-from vitspec.testing.cases import MODELS, Case
+from vitspec.testing.families import MODELS, Case
 
 Size = tuple[int, int, int]
 """An image's channels, height and width."""
