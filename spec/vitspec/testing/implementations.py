@@ -80,10 +80,7 @@ def interface_problems(implementation: Any) -> Iterator[str]:
             yield f"{attribute}: expected a string, got {value!r}"
     if not callable(getattr(implementation, "forward", None)):
         yield "forward: expected a method"
-    for method in ("vjp", "supports"):
-        if not callable(getattr(implementation, method, len)):
-            yield f"{method}: expected a method, or none"
-    for method in ("closest", "supports_size"):
+    for method in ("vjp", "supports", "closest", "supports_size"):
         if not callable(getattr(implementation, method, None) or len):
             yield f"{method}: expected a method, or none"
 

@@ -27,7 +27,7 @@ from vitspec.testing.run import again, begin, plan, run_unit
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites import SUITES
 
-CRASHED = "ended its process (a crash in native code, or out of memory?)"
+CRASHED = "ended its process{} (a crash in native code, or out of memory?)"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def _begin_all(
         try:
             future.result()
         except BrokenProcessPool as error:
-            raise AdapterError(f"{futures[future]!r} {CRASHED} on a one-block model") from error
+            crashed = CRASHED.format(" on a one-block model")
+            raise AdapterError(f"{futures[future]!r} {crashed}") from error
     if pending:
         terminate(pool)
         hanging = ", ".join(sorted(futures[f] for f in pending))
@@ -141,7 +142,7 @@ def _outcome(
             results, output = future.result()
             return Progress(target, places, results, output)
         except BrokenProcessPool:
-            trouble = CRASHED
+            trouble = CRASHED.format("")
     place = replace(places[0], more=len(places) - 1)
     result = Result("run", place, "errored", reason=f"it {trouble}")
     result = replace(result, again=again(settings, result, places))

@@ -122,7 +122,7 @@ def settings_table() -> str:
     for one in fields(Settings):
         name = f"--{one.name.replace('_', '-')}"
         switch = f"{name}, --no-{name[2:]}" if one.default is True else name
-        default = {None: "", (): ""}.get(one.default, repr(one.default))
+        default = "" if one.default in (None, ()) else repr(one.default)
         lines.append(f"| `{switch}` | `{one.name}` | {default} | {described(one)} |")
     return "\n".join(lines)
 

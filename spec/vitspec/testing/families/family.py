@@ -35,7 +35,6 @@ class Drawn:
     all drawn from one seed.
     """
 
-    spec: Any
     config: Any
     seed: int
     batch: int

@@ -192,8 +192,8 @@ class LeanFamily(Family):
         side = case.config.patch_h
         config = replace(case.config, patch_w=side, stride=side, padding=0)
         rows, columns = (int(n) for n in rng.integers(1, 4, size=2))
-        size = {"height": side * (rows + 1), "width": side * columns}
-        return replace(case, config=config, **size, batch=2, scale=1.0)
+        height, width = side * (rows + 1), side * columns
+        return replace(case, config=config, height=height, width=width, batch=2, scale=1.0)
 
     def with_config(self, case: Case, config: ViTConfig) -> Case:
         """On an image of a few patches."""

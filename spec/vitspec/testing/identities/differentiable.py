@@ -56,15 +56,16 @@ def unused_parameters(e: Evaluation) -> Result:
     if not zero:
         return told(name, formula)
     reason = "exactly zero everywhere: does the model use them?"
-    status = "undecided" if e.point.cotangent.any() else "passed"
-    return told(name, formula, zero, status=status, reason=reason)
+    if e.point.cotangent.any():
+        return told(name, formula, zero, status="undecided", reason=reason)
+    return told(name, formula, zero, reason=reason)
 
 
 def scale(e: Evaluation) -> Result:
     """A cotangent times a power of two, which rounds nothing, gives the gradients times it."""
     factor = 8.0 if e.precision.name == "float16" else 2.0**20
     both = [_compared(e, scaled(e, a)) for a in (factor, 1 / factor)]
-    worst = {key: max((one[key] for one in both), key=lambda c: c.worst) for key in both[0]}
+    worst: Compared = {k: max((one[k] for one in both), key=lambda c: c.worst) for k in both[0]}
     return judged("scale of the cotangent", "vjp(a g) = a vjp(g), a = 2^k", worst)
 
 
@@ -87,12 +88,15 @@ def batch_split(e: Evaluation) -> Iterator[Result]:
             yield told(name, formula, status="skipped", reason="the batch has one image")
         return
     found = _compared(e, split(e))
-    logits = {("logits",): found.pop(("logits",))}
+    logits: Compared = {("logits",): found.pop(("logits",))}
     yield judged(names[0], formulas[0], logits)
     yield judged(names[1], formulas[1], found)
 
 
-def _compared(e: Evaluation, sides: Mapping[str, Sides]) -> dict[tuple[str, ...], Comparison]:
+Compared = dict[tuple[str, ...], Comparison]
+
+
+def _compared(e: Evaluation, sides: Mapping[str, Sides]) -> Compared:
     """Each tensor's two sides, by its noise."""
     u = e.precision.u
     return {(name,): Comparison.of(one, e.noise[name], u) for name, one in sides.items()}
