@@ -134,9 +134,10 @@ def planted_implementation(mistakes: str) -> Any:
         raise AdapterError(str(error.args[0])) from error
     for spec in KINDS:
         shown = {d.name: d for d in deviations_of(spec, other_sizes=True)}
-        if all(d.name in shown for d in named):
-            forms = [shown[d.name].differentiated() or d for d in named]
-            return SpecImplementation(spec, mistakes=forms, name=f"{PLANTED}{mistakes}")
+        if all(d.name in shown and spec in d.specs for d in named):
+            forms = [shown[d.name].differentiated() or shown[d.name] for d in named]
+            name = f"{PLANTED}{','.join(d.name for d in named)}"
+            return SpecImplementation(spec, mistakes=forms, name=name)
     raise AdapterError(
         f"no model shows {mistakes}: the check has no mask and no decoder, and a model has one"
         " pooling"
