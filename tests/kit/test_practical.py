@@ -23,6 +23,7 @@ from vitspec.testing.adapters import Rule, from_jax
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES
 from vitspec.testing.bench_report import bench_tables
 from vitspec.testing.catalogue import (
+    CATALOGUE,
     EVERY,
     Patch,
     catalogue_markdown,
@@ -33,10 +34,11 @@ from vitspec.testing.catalogue import (
 from vitspec.testing.catalogue import (
     KINDS as KINDS_OF_MISTAKES,
 )
-from vitspec.testing.catalogue.entries import _SHARED, PRACTICAL_GROUPS
+from vitspec.testing.catalogue.entries import ALIASES, PRACTICAL_GROUPS
+from vitspec.testing.catalogue.functions import RELU
 from vitspec.testing.catalogue.practical_gradients import DECODER, INTERPOLATION
 from vitspec.testing.diagnose import diagnose, points
-from vitspec.testing.diagnose.search import Search
+from vitspec.testing.diagnose.search import Candidate, Search, mistaken
 from vitspec.testing.implementations import interface_problems, planted_implementation
 from vitspec.testing.kinds import KINDS, SMOKE_IMAGE
 from vitspec.testing.laws import law_case, laws
@@ -188,7 +190,10 @@ FORMS = [
     if form is not None and (not suffix or form.patches != d.patches)
 ]
 STEP = 1e-100j
-OWN = [d for d in EVERY if d.specs == (NAME,) and not d.other_sizes_only]
+SHOWN = [d for d in deviations_of(NAME) if d.visible_in_model]
+ALONE = [d for d in EVERY if d.specs == (NAME,)]
+BOTH = [d for d in EVERY if d.practical is not None and d.visible_in_model]
+"""What each family shows in a function of its own."""
 CASES_UNTIL_SEEN = 12
 """Of the hundred that `vitspec check` runs: these are its first."""
 
@@ -217,7 +222,7 @@ def test_every_mistake_is_seen_at_default_settings(name, mistake, dtype):
     pytest.fail(f"{name} is not seen in the first {CASES_UNTIL_SEEN} small cases")
 
 
-@pytest.mark.parametrize("mistake", OWN, ids=lambda d: d.name)
+@pytest.mark.parametrize("mistake", SHOWN, ids=lambda d: d.name)
 def test_the_kind_says_what_is_wrong(mistake):
     """Backward entries leave all logits right; forward ones do not."""
     for index in range(CASES_UNTIL_SEEN):
@@ -225,20 +230,20 @@ def test_the_kind_says_what_is_wrong(mistake):
         with planted(mistake):
             wrong = evaluate_spec(one.point)["logits"]
         if not np.array_equal(wrong, one.truth["logits"]):
-            assert mistake.kind != "backward"
+            assert mistake.kind in ("forward", "both")
             return
-    assert mistake.kind == "backward"
+    assert mistake.kind in ("backward", "batch")
 
 
 @pytest.mark.parametrize(
-    "mistake", [d for d in OWN if d.derivatives is not None], ids=lambda d: d.name
+    "mistake", [d for d in SHOWN if d.derivatives is not None], ids=lambda d: d.name
 )
 def test_differentiated_mistakes_are_right_derivatives_of_a_wrong_forward(mistake):
     """Backward and JVP of the mistaken forward are its complex step."""
     seen = False
     for index in range(CASES_UNTIL_SEEN):
         case = random_case(np.random.default_rng([0, index]))
-        if case.config.activation == "relu":
+        if case.config.activation == "relu" and mistake.function != RELU:
             continue
         model, image, tangent, d_image = case.model(), case.image(), case.tangent(), case.d_image()
         right = model.forward(image).logits
@@ -257,7 +262,7 @@ def test_differentiated_mistakes_are_right_derivatives_of_a_wrong_forward(mistak
 
 
 def test_every_entry_is_complete():
-    for d in (*OWN, *INTERPOLATION, *DECODER):
+    for d in (*ALONE, *DECODER):
         assert d.kind in KINDS_OF_MISTAKES
         assert d.description
         assert not d.description.endswith(".")
@@ -266,38 +271,44 @@ def test_every_entry_is_complete():
         assert f"### {d.name}\n" in catalogue_markdown()
     assert len({d.name for d in EVERY}) == len(EVERY)
     assert len({d.patches for d in EVERY}) == len(EVERY)
-    assert {d.name for group in PRACTICAL_GROUPS.values() for d in group} == {
-        d.name for d in (*OWN, *INTERPOLATION, *DECODER)
-    }
+    assert [d for group in PRACTICAL_GROUPS.values() for d in group] == [*ALONE, *DECODER]
 
 
-def test_what_is_said_to_be_in_common_is():
-    """Each shared function runs, forward or backward, in some model of either kind."""
-    for function in sorted(_SHARED):
-        bad = Patch(function, "return ", "raise ZeroDivisionError; return ")
-        source_has_one = _planted_or_none(bad)
-        if source_has_one is None:
-            continue
-        hit = False
-        for index in range(8):
-            point = trial_of_default("float64", index).point
-            with planted(source_has_one):
-                try:
-                    evaluate_spec(point)
-                except ZeroDivisionError:
-                    hit = True
-                    break
-        assert hit or function.endswith("_jvp"), function
+@pytest.mark.parametrize("mistake", BOTH, ids=lambda d: d.name)
+def test_a_name_plants_the_mistake_in_both_families(mistake):
+    """Whoever asks for it by its name need not know in which functions it sits."""
+    lean, practical = mistake.families
+    assert lean in CATALOGUE
+    assert practical in deviations_of(NAME)
+    assert lean.name == practical.name == mistake.name
+    assert (*lean.specs, *practical.specs) == mistake.specs
+    assert set(mistake.patches) == {*lean.patches, *practical.patches}
+    known = [one for one in (lean, practical) if one.derivatives is not None]
+    if (both := mistake.differentiated()) is not None:
+        assert both.specs == tuple(spec for one in known for spec in one.specs)
+        assert set(both.patches) == {p for one in known for p in one.differentiated().patches}
+    assert (mistake.differentiated() is None) == (not known)
 
 
-def _planted_or_none(patch):
-    """The patch as something to plant; None if the function has several returns."""
-    one = Variant("spy", "", (patch,))
-    try:
-        with planted(one):
-            return one
-    except LookupError:
-        return None
+MERGED = {
+    "block-norms-shared": "layer-norm-shared",
+    "patch-rows-channels-last": "window-channels-last",
+    "patch-grid-column-major": "patches-column-major",
+    "block-attention-residual-gradient-dropped": "attention-residual-gradient-dropped",
+    "block-mlp-residual-gradient-dropped": "feed-forward-residual-gradient-dropped",
+}
+"""Names that version 0.5 had for the practical family alone."""
+
+
+@pytest.mark.parametrize(("alias", "name"), MERGED.items())
+def test_an_alias_is_the_mistake_of_the_practical_family_under_its_name_of_today(alias, name):
+    assert deviation(alias) == deviation(name).of(NAME)
+    assert deviation(alias) in deviations_of(NAME)
+    assert alias not in {d.name for d in EVERY}
+    assert MERGED == ALIASES
+    one = planted_implementation(alias)
+    assert (one.spec, one.name) == (NAME, f"planted:{name}")
+    assert f"also read as `{alias}`" in " ".join(catalogue_markdown().split())
 
 
 def test_a_mistake_in_a_method_is_gone_afterwards():
@@ -762,6 +773,7 @@ def test_a_preset_can_be_checked_by_the_command(run, tmp_path):
 
 
 def test_planted_mistakes_are_of_the_first_model_that_shows_them():
+    assert planted_implementation("layer-norm-shared").spec == "vit"
     assert planted_implementation("gelu-tanh").spec == NAME
     assert planted_implementation("attention-scale-missing").spec == "vit"
     both = planted_implementation("gelu-tanh,attention-scale-missing")
@@ -772,7 +784,30 @@ def test_planted_mistakes_are_of_the_first_model_that_shows_them():
     assert not list(interface_problems(both))
 
 
-NAMED = ["gelu-tanh", "block-norm-eps-1e-6", "key-bias-gets-query-gradient"]
+def test_no_two_mistakes_look_the_same_to_a_diagnosis():
+    """By hand or differentiated: so each is the one that a diagnosis can name."""
+    places = [Point.of(case) for case in points.PRACTICAL_CASES]
+    truths = [evaluate_spec(point) for point in places]
+
+    def look(*mistakes):
+        """What is wrong with each tensor, relative to its size."""
+        with mistaken(Candidate(mistakes)):
+            founds = [evaluate_spec(point) for point in places]
+        return np.concatenate([
+            (found[name] - right).ravel() / np.abs(right).max()
+            for found, truth in zip(founds, truths, strict=True)
+            for name, right in truth.items()
+        ])  # fmt: skip
+
+    looks = {"nothing": look()} | {name: look(form) for name, form in FORMS}
+    names, rows = [*looks], np.array([*looks.values()])
+    for i, name in enumerate(names):
+        distances = np.abs(rows[i + 1 :] - rows[i]).max(axis=1, initial=0)
+        alike = [names[i + 1 + j] for j in np.flatnonzero(~(distances >= 1e-7))]
+        assert not alike, f"{name} looks like {alike}"
+
+
+NAMED = ["gelu-tanh", "block-norm-eps-1e-6", "key-bias-gets-query-gradient", "positions-twice"]
 
 
 @pytest.mark.parametrize("name", NAMED)
