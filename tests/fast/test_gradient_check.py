@@ -124,6 +124,8 @@ NOT_IN_TRAINING = {
     "jvp-without-gamma": "training has no forward mode",
     "image-gradient-of-the-remainder": "training takes no gradient of the images",
     "batch-images-gradient-summed": "training takes no gradient of the images",
+    "image-gradient-stopped": "training takes no gradient of the images",
+    "image-gradient-kernel-flipped": "training takes no gradient of the images",
     "layer-norm-fast-variance": "the same function, less accurate where a row's mean is large",
     "softmax-not-shifted": "the same function until exp overflows",
 }

@@ -148,6 +148,11 @@ def test_the_catalogue_lists_and_shows_a_mistake(run):
     one = run("catalogue", "attention-scale-missing").output
     assert "vitspec check planted:attention-scale-missing" in " ".join(one.split())
     assert run("catalogue", "nope").exit_code == 2
+    merged, now = (run("catalogue", name) for name in ("block-norms-shared", "layer-norm-shared"))
+    assert merged.output == now.output
+    assert "also read as: block-norms-shared" in now.output
+    assert "models.block:block_trace" in now.output
+    assert "models.transformer:encoder_layer_trace" in now.output
     from vitspec.testing.catalogue import catalogue_markdown
 
     assert run("catalogue", "--markdown").output == catalogue_markdown()

@@ -10,6 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from support.trials import (
+    check_forward,
+    check_vjp,
+    default_trial,
+    results_of,
+    same_point,
+    trial_at,
+)
 from vitspec import ViTConfig, scalars
 from vitspec.cli import app
 from vitspec.errors import InvalidParameters
@@ -18,11 +26,12 @@ from vitspec.models import heads
 from vitspec.models.block import Setting, block_trace
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.presets import PRESETS
-from vitspec.testing import AdapterError, bench, check, checks
+from vitspec.testing import AdapterError, bench, check
 from vitspec.testing.adapters import Rule, from_jax
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES
 from vitspec.testing.bench_report import bench_tables
 from vitspec.testing.catalogue import (
+    CATALOGUE,
     EVERY,
     Patch,
     catalogue_markdown,
@@ -33,29 +42,29 @@ from vitspec.testing.catalogue import (
 from vitspec.testing.catalogue import (
     KINDS as KINDS_OF_MISTAKES,
 )
-from vitspec.testing.catalogue.entries import _SHARED, PRACTICAL_GROUPS
+from vitspec.testing.catalogue.entries import ALIASES, PRACTICAL_GROUPS
+from vitspec.testing.catalogue.functions import RELU
 from vitspec.testing.catalogue.practical_gradients import DECODER, INTERPOLATION
 from vitspec.testing.diagnosis import diagnose, points
-from vitspec.testing.diagnosis.search import Search
-from vitspec.testing.implementations import interface_problems, planted_implementation
-from vitspec.testing.kinds import KINDS, SMOKE_IMAGE
-from vitspec.testing.laws import law_case, laws
-from vitspec.testing.practical_cases import (
-    NAME,
-    VALUES,
-    VisionTransformerCase,
-    away_from_kinks,
-    interpolated_case,
-    random_case,
-)
+from vitspec.testing.diagnosis.search import Candidate, Search, mistaken
+from vitspec.testing.families import FAMILIES, VisionTransformerCase
+from vitspec.testing.families.family import SMOKE_IMAGE
+from vitspec.testing.families.practical import NAME, TELLING_CASES, VALUES
+from vitspec.testing.finding import planted_implementation
+from vitspec.testing.implementations import Subject, interface_problems
+from vitspec.testing.laws import PERMUTATIONS, permutations
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, RoundingArithmetic, rounded
 from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
-from vitspec.testing.run import LAW_CHECKS, PERMUTATIONS, QUICK
+from vitspec.testing.settings import QUICK, Settings
 from vitspec.testing.strategies import vision_transformer_configs, vision_transformer_points
+from vitspec.testing.suites import LAWS
+from vitspec.testing.suites.photograph import photograph_trial
+from vitspec.testing.suites.suite import against_the_truth
+from vitspec.testing.trial import Trial, smoke
 from vitspec.testing.variants import VARIANTS, Variant
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
-KIND = KINDS[NAME]
+FAMILY = FAMILIES[NAME]
 FLOAT32 = PRECISIONS["float32"]
 CONFIG = VisionTransformerConfig(
     image_h=7, image_w=8, in_channels=2, patch_h=2, patch_w=3, embed_dim=6, hidden_dim=5,
@@ -79,12 +88,12 @@ def test_the_specification_conforms_to_itself_in_every_precision(dtype):
     report = check(spec(dtype=dtype), cases=4, laws=1)
     assert report.verdict == "conforms, as tested", [r for r in report.results if r.failures]
     names = {r.check for r in report.results}
-    assert names >= {"forward", "vjp", *LAW_CHECKS, *PERMUTATIONS, "ill-formed.cls_needed"}
+    assert names >= {"forward", "vjp", *LAWS, *PERMUTATIONS, "ill-formed.cls_needed"}
     assert report.spec == NAME
 
 
 def test_every_gradient_is_graded():
-    result = checks.check_vjp(checks.case_trial(spec(), FLOAT32, CASE))
+    result = check_vjp(trial_at(spec(), CASE))
     assert {g.tensor for g in result.grades} == set(CASE.model().to_flat()) | {"image"}
 
 
@@ -97,15 +106,15 @@ def test_the_taps_are_every_intermediate_value():
 
 
 def test_the_photograph_check_at_small_size():
-    one = checks.photograph_trial(spec(), FLOAT32, 0, SMALL)
-    assert checks.check_vjp(one).status == checks.check_forward(one).status == "passed"
-    wrong = checks.photograph_trial(spec(deviation("gelu-tanh")), FLOAT32, 0, SMALL)
-    assert checks.check_forward(wrong).status == "failed"
+    one = photograph_trial(Subject(spec()), 0, SMALL)
+    assert check_vjp(one).status == check_forward(one).status == "passed"
+    wrong = photograph_trial(Subject(spec(deviation("gelu-tanh"))), 0, SMALL)
+    assert check_forward(wrong).status == "failed"
 
 
 def test_full_size_is_vit_base_16():
-    assert KIND.full_size == PRESETS["hf-vit-base"]
-    shapes = KIND.any_shapes(KIND.full_size)
+    assert FAMILY.full_size == PRESETS["hf-vit-base"]
+    shapes = FAMILY.any_shapes(FAMILY.full_size)
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 86_567_656
 
 
@@ -113,7 +122,7 @@ def test_full_size_is_vit_base_16():
 
 
 def test_the_cases_of_a_check_have_every_option():
-    cases = [random_case(np.random.default_rng([0, i])) for i in range(60)]
+    cases = [FAMILY.random_case(np.random.default_rng([0, i])) for i in range(60)]
     configs = [case.config for case in cases]
     assert {c.activation for c in configs} == set(ACTIVATIONS)
     assert {(c.pool, c.cls_token) for c in configs} == {
@@ -165,13 +174,12 @@ def test_values_change_what_they_say(values):
 def test_only_relu_has_kinks():
     config = replace(CONFIG, activation="relu")
     case = replace(CASE, config=config)
-    moved = away_from_kinks(case.model(), case.images(), margin=0.1)
+    moved = FAMILY.away_from_kinks(case.model(), case.images(), margin=0.1)
     for image in case.images():
         for layer in moved.trace(image).layers:
             assert np.abs(layer.ffn.hidden).min() >= 0.1 * 0.999
-    assert away_from_kinks(CASE.model(), CASE.images(), 0.1).to_flat().keys()
     model = CASE.model()
-    assert away_from_kinks(model, CASE.images(), 0.1) is model
+    assert FAMILY.away_from_kinks(model, CASE.images(), 0.1) is model
 
 
 # ---- mistakes are seen ---------------------------------------------------------------------------
@@ -184,22 +192,24 @@ FORMS = [
     if form is not None and (not suffix or form.patches != d.patches)
 ]
 STEP = 1e-100j
-OWN = [d for d in EVERY if d.specs == (NAME,) and not d.other_sizes_only]
+SHOWN = [d for d in deviations_of(NAME) if d.visible_in_model]
+ALONE = [d for d in EVERY if d.specs == (NAME,)]
+BOTH = [d for d in EVERY if d.practical is not None and d.visible_in_model]
+"""What each family shows in a function of its own."""
 CASES_UNTIL_SEEN = 12
 """Of the hundred that `vitspec check` runs: these are its first."""
 
 
 @cache
 def trial_of_default(dtype, index):
-    return checks.random_trial(spec(), PRECISIONS[dtype], 0, index, None)
+    return default_trial(spec(), dtype, index)
 
 
 def verdicts(one, implementation):
     """Passed, failed; or "failed" alone where the mistake made shapes that do not fit."""
-    one.implementation = implementation
-    one.__dict__.pop("found", None)
+    one = same_point(one, implementation)
     try:
-        return {checks.check_forward(one).status, checks.check_vjp(one).status}
+        return {check_forward(one).status, check_vjp(one).status}
     except AdapterError:
         return {"failed"}
 
@@ -213,7 +223,7 @@ def test_every_mistake_is_seen_at_default_settings(name, mistake, dtype):
     pytest.fail(f"{name} is not seen in the first {CASES_UNTIL_SEEN} small cases")
 
 
-@pytest.mark.parametrize("mistake", OWN, ids=lambda d: d.name)
+@pytest.mark.parametrize("mistake", SHOWN, ids=lambda d: d.name)
 def test_the_kind_says_what_is_wrong(mistake):
     """Backward entries leave all logits right; forward ones do not."""
     for index in range(CASES_UNTIL_SEEN):
@@ -221,20 +231,20 @@ def test_the_kind_says_what_is_wrong(mistake):
         with planted(mistake):
             wrong = evaluate_spec(one.point)["logits"]
         if not np.array_equal(wrong, one.truth["logits"]):
-            assert mistake.kind != "backward"
+            assert mistake.kind in ("forward", "both")
             return
-    assert mistake.kind == "backward"
+    assert mistake.kind in ("backward", "batch")
 
 
 @pytest.mark.parametrize(
-    "mistake", [d for d in OWN if d.derivatives is not None], ids=lambda d: d.name
+    "mistake", [d for d in SHOWN if d.derivatives is not None], ids=lambda d: d.name
 )
 def test_differentiated_mistakes_are_right_derivatives_of_a_wrong_forward(mistake):
     """Backward and JVP of the mistaken forward are its complex step."""
     seen = False
     for index in range(CASES_UNTIL_SEEN):
-        case = random_case(np.random.default_rng([0, index]))
-        if case.config.activation == "relu":
+        case = FAMILY.random_case(np.random.default_rng([0, index]))
+        if case.config.activation == "relu" and mistake.function != RELU:
             continue
         model, image, tangent, d_image = case.model(), case.image(), case.tangent(), case.d_image()
         right = model.forward(image).logits
@@ -253,7 +263,7 @@ def test_differentiated_mistakes_are_right_derivatives_of_a_wrong_forward(mistak
 
 
 def test_every_entry_is_complete():
-    for d in (*OWN, *INTERPOLATION, *DECODER):
+    for d in (*ALONE, *DECODER):
         assert d.kind in KINDS_OF_MISTAKES
         assert d.description
         assert not d.description.endswith(".")
@@ -262,38 +272,44 @@ def test_every_entry_is_complete():
         assert f"### {d.name}\n" in catalogue_markdown()
     assert len({d.name for d in EVERY}) == len(EVERY)
     assert len({d.patches for d in EVERY}) == len(EVERY)
-    assert {d.name for group in PRACTICAL_GROUPS.values() for d in group} == {
-        d.name for d in (*OWN, *INTERPOLATION, *DECODER)
-    }
+    assert [d for group in PRACTICAL_GROUPS.values() for d in group] == [*ALONE, *DECODER]
 
 
-def test_what_is_said_to_be_in_common_is():
-    """Each shared function runs, forward or backward, in some model of either kind."""
-    for function in sorted(_SHARED):
-        bad = Patch(function, "return ", "raise ZeroDivisionError; return ")
-        source_has_one = _planted_or_none(bad)
-        if source_has_one is None:
-            continue
-        hit = False
-        for index in range(8):
-            point = trial_of_default("float64", index).point
-            with planted(source_has_one):
-                try:
-                    evaluate_spec(point)
-                except ZeroDivisionError:
-                    hit = True
-                    break
-        assert hit or function.endswith("_jvp"), function
+@pytest.mark.parametrize("mistake", BOTH, ids=lambda d: d.name)
+def test_a_name_plants_the_mistake_in_both_families(mistake):
+    """Whoever asks for it by its name need not know in which functions it sits."""
+    lean, practical = mistake.families
+    assert lean in CATALOGUE
+    assert practical in deviations_of(NAME)
+    assert lean.name == practical.name == mistake.name
+    assert (*lean.specs, *practical.specs) == mistake.specs
+    assert set(mistake.patches) == {*lean.patches, *practical.patches}
+    known = [one for one in (lean, practical) if one.derivatives is not None]
+    if (both := mistake.differentiated()) is not None:
+        assert both.specs == tuple(spec for one in known for spec in one.specs)
+        assert set(both.patches) == {p for one in known for p in one.differentiated().patches}
+    assert (mistake.differentiated() is None) == (not known)
 
 
-def _planted_or_none(patch):
-    """The patch as something to plant; None if the function has several returns."""
-    one = Variant("spy", "", (patch,))
-    try:
-        with planted(one):
-            return one
-    except LookupError:
-        return None
+MERGED = {
+    "block-norms-shared": "layer-norm-shared",
+    "patch-rows-channels-last": "window-channels-last",
+    "patch-grid-column-major": "patches-column-major",
+    "block-attention-residual-gradient-dropped": "attention-residual-gradient-dropped",
+    "block-mlp-residual-gradient-dropped": "feed-forward-residual-gradient-dropped",
+}
+"""Names that version 0.5 had for the practical family alone."""
+
+
+@pytest.mark.parametrize(("alias", "name"), MERGED.items())
+def test_an_alias_is_the_mistake_of_the_practical_family_under_its_name_of_today(alias, name):
+    assert deviation(alias) == deviation(name).of(NAME)
+    assert deviation(alias) in deviations_of(NAME)
+    assert alias not in {d.name for d in EVERY}
+    assert MERGED == ALIASES
+    one = planted_implementation(alias)
+    assert (one.spec, one.name) == (NAME, f"planted:{name}")
+    assert f"also read as `{alias}`" in " ".join(catalogue_markdown().split())
 
 
 def test_a_mistake_in_a_method_is_gone_afterwards():
@@ -320,13 +336,12 @@ INTERPOLATED_FORMS = [
 
 @cache
 def interpolated_trial(dtype, index):
-    return checks.interpolation_trial(spec(), PRECISIONS[dtype], 0, index, None)
+    return default_trial(spec(), dtype, index, "interpolation")
 
 
 def interpolated_verdicts(one, implementation):
-    one.implementation = implementation
-    one.__dict__.pop("found", None)
-    forward, vjp = checks.check_interpolated_forward(one), checks.check_interpolated_vjp(one)
+    results = against_the_truth(same_point(one, implementation), Settings(), "interpolation.")
+    forward, vjp = results
     assert (forward.check, vjp.check) == ("interpolation.forward", "interpolation.vjp")
     return forward.status, vjp.status
 
@@ -351,11 +366,11 @@ def test_the_specification_conforms_to_itself_on_images_of_another_size(index):
     assert interpolated_verdicts(one, spec()) == ("passed", "passed")
     config, size = one.point.config, one.point.images.shape[2:]
     assert config.grid_of(*size) != config.grid
-    assert one.place == f"interpolation {index}"
+    assert str(one.place) == f"interpolation {index}"
 
 
 def test_cases_of_another_size_are_of_every_kind():
-    cases = [interpolated_case(np.random.default_rng([0, i])) for i in range(40)]
+    cases = [FAMILY.interpolated_case(np.random.default_rng([0, i])) for i in range(40)]
     configs = [case.config for case in cases]
     grids = [(c.grid, c.grid_of(*case.image_size)) for c, case in zip(configs, cases, strict=True)]
     assert all(own != other for own, other in grids)
@@ -371,7 +386,7 @@ def test_cases_of_another_size_are_of_every_kind():
 @pytest.mark.parametrize("grid", [(1, 3), (4, 2)])
 def test_a_users_configuration_is_taken_with_images_of_another_size(grid):
     config = replace(CONFIG, image_h=2 * grid[0], image_w=3 * grid[1])
-    one = checks.interpolation_trial(spec(), FLOAT32, 0, 0, config)
+    one = default_trial(spec(), "float32", 0, "interpolation", config=config)
     assert one.point.config == config
     assert config.grid_of(*one.point.images.shape[2:]) != grid
     assert interpolated_verdicts(one, spec()) == ("passed", "passed")
@@ -414,9 +429,10 @@ def test_an_interpolation_trap_is_named(name):
 def test_traps_of_other_sizes_are_candidates_where_there_are_some():
     one, names = spec(), {d.name for d in INTERPOLATION}
     for other_sizes in (True, False):
-        chosen, _ = points.cases(one)
+        subject = Subject(one)
+        chosen, _ = points.cases(subject)
         assert any(case.image_size for case in chosen) == other_sizes
-        search = Search([points.Sample(one, case, FLOAT32) for case in chosen])
+        search = Search([points.Sample(subject, case) for case in chosen])
         assert {c.names[0] for c in search.all} & names == (names if other_sizes else set())
         one.supports_size = None
 
@@ -424,8 +440,8 @@ def test_traps_of_other_sizes_are_candidates_where_there_are_some():
 def test_a_result_of_another_size_says_how_to_run_it_again():
     report = check(spec(deviation("cubic-a-half")), cases=0, laws=0, interpolations=1)
     failed = next(r for r in report.results if r.status == "failed")
-    command = report.reproduce(failed)
-    assert command.endswith("--only interpolation.forward --interpolation 0")
+    assert failed.again.only == "interpolation.forward"
+    assert failed.again.interpolation == (0,)
 
 
 # ---- what the check does not see: the decoder ----------------------------------------------------
@@ -518,7 +534,7 @@ def test_what_is_concatenated_goes_on_erring():
 
 def test_the_prices_are_of_the_size_of_rounding():
     for dtype in ("float64", "bfloat16", "float16"):
-        one = checks.case_trial(spec(), PRECISIONS[dtype], CASE)
+        one = trial_at(spec(dtype=dtype), CASE)
         for name, truth in one.truth.items():
             size = np.linalg.norm(truth)
             if size > 100 * one.prices[name].norm:
@@ -527,12 +543,12 @@ def test_the_prices_are_of_the_size_of_rounding():
 
 
 def test_the_key_bias_is_graded_against_what_cancels():
-    one = checks.case_trial(spec(), FLOAT32, CASE)
-    (result,) = [g for g in checks.check_vjp(one).grades if g.tensor.endswith("0.mha.bk")]
+    one = trial_at(spec(), CASE)
+    (result,) = [g for g in check_vjp(one).grades if g.tensor.endswith("0.mha.bk")]
     assert result.cancelled
     assert result.conforms
-    swapped = checks.case_trial(spec(deviation("key-bias-gets-query-gradient")), FLOAT32, CASE)
-    failures = {g.tensor for g in checks.check_vjp(swapped).failures}
+    swapped = trial_at(spec(deviation("key-bias-gets-query-gradient")), CASE)
+    failures = {g.tensor for g in check_vjp(swapped).failures}
     assert failures == {f"encoder.layers.{i}.mha.bk" for i in range(2)}
 
 
@@ -541,7 +557,7 @@ def test_the_key_bias_is_graded_against_what_cancels():
 
 @pytest.mark.parametrize("pool", ["cls", "mean", "cls_mean"])
 def test_every_law_moves_the_point_and_holds(pool):
-    case = law_case(np.random.default_rng(3), NAME)
+    case = FAMILY.tiled_case(np.random.default_rng(3))
     config = replace(
         case.config, head_count=2, embed_dim=6, hidden_dim=5, num_classes=4, pool=pool,
         cls_token=True, layer_scale=True, image_h=3 * case.config.patch_h, activation="gelu",
@@ -549,7 +565,7 @@ def test_every_law_moves_the_point_and_holds(pool):
     point = Point.of(replace(case, config=config))
     truth = evaluate_spec(point)
     moved = set()
-    for law in laws(point, np.random.default_rng(0)):
+    for law in permutations(point, np.random.default_rng(0)):
         arrays = [(law.point.images, point.images), (law.point.cotangent, point.cotangent)]
         arrays += [(law.point.params[n], point.params[n]) for n in point.params]
         if any(not np.array_equal(a, b) for a, b in arrays):
@@ -563,8 +579,8 @@ def test_every_law_moves_the_point_and_holds(pool):
 
 
 def test_each_ill_formed_configuration_breaks_exactly_its_rule():
-    for label, change in KIND.ill_formed.items():
-        (violation,) = replace(KIND.smoke_configs[0], **change).violations()
+    for label, change in FAMILY.ill_formed.items():
+        (violation,) = replace(FAMILY.smoke_configs[0], **change).violations()
         assert violation.startswith(f"{label}:")
 
 
@@ -575,10 +591,10 @@ def test_accepting_an_ill_formed_configuration_is_a_failure():
         def forward(self, config, params, images):
             return np.zeros((len(images), config.num_classes), np.float32)
 
-    results = list(checks.check_ill_formed(Accepts(), FLOAT32, "ill-formed"))
-    assert [r.status for r in results] == ["failed"] * len(KIND.ill_formed)
-    good = list(checks.check_ill_formed(spec(), FLOAT32, "ill-formed"))
-    assert [r.status for r in good] == ["passed"] * len(KIND.ill_formed)
+    results = results_of("ill-formed", Accepts())
+    assert [r.status for r in results] == ["failed"] * len(FAMILY.ill_formed)
+    good = results_of("ill-formed", spec())
+    assert [r.status for r in good] == ["passed"] * len(FAMILY.ill_formed)
     assert all("NotWellFormed" in r.reason for r in good), [r.reason for r in good]
 
 
@@ -587,8 +603,8 @@ def test_every_smoke_configuration_is_tried():
         def supports(self, config):
             return None if config.pool == "mean" and not config.cls_token else "mean only"
 
-    assert checks.smoke(Picky(NAME), FLOAT32) == KIND.smoke_configs[2]
-    shape = KIND.smoke_case(KIND.smoke_configs[0]).image_shape
+    assert smoke(Subject(Picky(NAME))) == FAMILY.smoke_configs[2]
+    shape = FAMILY.smoke_case(FAMILY.smoke_configs[0]).image_shape
     assert shape == SMOKE_IMAGE
     report = check(Picky(NAME), cases=8, laws=0)
     assert report.conforms, str(report)
@@ -608,8 +624,8 @@ def test_drawn_configurations_are_well_formed(config):
 @given(vision_transformer_points(values=None), st.integers(0, 2**31))
 def test_drawn_points_conform(point, seed):
     point = point.away_from_kinks(1e-3).rounded(FLOAT32)
-    one = checks.Trial(spec(), point, FLOAT32, np.random.default_rng(seed))
-    assert checks.check_forward(one).status == checks.check_vjp(one).status == "passed"
+    one = Trial(Subject(spec()), point, np.random.default_rng(seed))
+    assert check_forward(one).status == check_vjp(one).status == "passed"
 
 
 def test_drawn_configurations_can_be_constrained():
@@ -663,10 +679,10 @@ def test_an_adapter_of_a_function_in_jax_conforms():
         return jnp.zeros((len(images), config.num_classes), images.dtype) + params["head.bias"]
 
     adapter = from_jax(linear, name="linear", version="1", spec=NAME)
-    one = checks.case_trial(adapter, FLOAT32, CASE)
+    one = trial_at(adapter, CASE)
     assert one.found["head.bias"].shape == (4,)
-    assert checks.check_vjp(one).status == "failed"
-    right = {g.tensor for g in checks.check_vjp(one).grades if g.conforms}
+    assert check_vjp(one).status == "failed"
+    right = {g.tensor for g in check_vjp(one).grades if g.conforms}
     assert "head.bias" in right
     assert "head.weights" not in right
 
@@ -730,6 +746,7 @@ def test_a_preset_can_be_checked_by_the_command(run, tmp_path):
 
 
 def test_planted_mistakes_are_of_the_first_model_that_shows_them():
+    assert planted_implementation("layer-norm-shared").spec == "vit"
     assert planted_implementation("gelu-tanh").spec == NAME
     assert planted_implementation("attention-scale-missing").spec == "vit"
     both = planted_implementation("gelu-tanh,attention-scale-missing")
@@ -740,7 +757,30 @@ def test_planted_mistakes_are_of_the_first_model_that_shows_them():
     assert not list(interface_problems(both))
 
 
-NAMED = ["gelu-tanh", "block-norm-eps-1e-6", "key-bias-gets-query-gradient"]
+def test_no_two_mistakes_look_the_same_to_a_diagnosis():
+    """By hand or differentiated: so each is the one that a diagnosis can name."""
+    places = [Point.of(case) for case in TELLING_CASES]
+    truths = [evaluate_spec(point) for point in places]
+
+    def look(*mistakes):
+        """What is wrong with each tensor, relative to its size."""
+        with mistaken(Candidate(mistakes)):
+            founds = [evaluate_spec(point) for point in places]
+        return np.concatenate([
+            (found[name] - right).ravel() / np.abs(right).max()
+            for found, truth in zip(founds, truths, strict=True)
+            for name, right in truth.items()
+        ])  # fmt: skip
+
+    looks = {"nothing": look()} | {name: look(form) for name, form in FORMS}
+    names, rows = [*looks], np.array([*looks.values()])
+    for i, name in enumerate(names):
+        distances = np.abs(rows[i + 1 :] - rows[i]).max(axis=1, initial=0)
+        alike = [names[i + 1 + j] for j in np.flatnonzero(~(distances >= 1e-7))]
+        assert not alike, f"{name} looks like {alike}"
+
+
+NAMED = ["gelu-tanh", "block-norm-eps-1e-6", "key-bias-gets-query-gradient", "positions-twice"]
 
 
 @pytest.mark.parametrize("name", NAMED)

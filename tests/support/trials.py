@@ -12,9 +12,9 @@ def trial_at(implementation, case, dtype=None):
     return case_trial(Subject(implementation, dtype), case)
 
 
-def default_trial(implementation, dtype, index, seed=0):
+def default_trial(implementation, dtype, index, suite="case", **settings):
     """The trial of a small case of `vitspec check`, by its number."""
-    return SUITES["case"].trial(Subject(implementation, dtype), Settings(seed=seed), index)
+    return SUITES[suite].trial(Subject(implementation, dtype), Settings(**settings), index)
 
 
 def same_point(trial, implementation):

@@ -30,13 +30,16 @@ def catalogue(
         return
     if name is not None:
         try:
-            one = deviation(name)
+            one = deviation(deviation(name).name)  # whole, by an alias too
         except KeyError as error:
             fail(USAGE, str(error.args[0]))
         lines = [
             f"{one.name} ({one.kind}): {one.description}", f"effect: {one.effect}",
-            f"in {one.function}, instead of", f"    {one.old}", "stands", f"    {one.new}",
+            f"shown by: {', '.join(one.specs) or 'no model'}",
+            *(f"in {patch.function}, instead of\n    {patch.old}\nstands\n    {patch.new}"
+              for patch in one.patches),
             *(f"seen: {where}" for where in one.seen),
+            *([f"also read as: {one.alias}"] if one.alias else []),
             f"try it: vitspec check planted:{one.name}",
         ]  # fmt: skip
         console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)

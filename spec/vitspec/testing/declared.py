@@ -146,7 +146,7 @@ def _deviation(table: dict[str, Any], index: int, today: datetime.date) -> Devia
     if texts["link"] and not texts["link"].startswith(("https://", "http://")):
         raise DeclarationError(f"{where}link: expected https://..., got {texts['link']!r}")
     if texts["expect"]:
-        _known_deviation(texts["expect"], where)
+        texts["expect"] = _known_deviation(texts["expect"], where)
     until = _until(table["until"], where) if "until" in table else None
     if until is not None and until < today:
         raise DeclarationError(
@@ -171,14 +171,16 @@ def _text(table: dict[str, Any], key: str, where: str) -> str:
     return " ".join(value.split())
 
 
-def _known_deviation(name: str, where: str) -> None:
-    from vitspec.testing.catalogue import EVERY
+def _known_deviation(name: str, where: str) -> str:
+    """The name that a diagnosis gives the deviation, which may be read by an older one."""
+    from vitspec.testing.catalogue import EVERY, deviation
 
-    names = [d.name for d in EVERY]
-    if name not in names:
-        near = get_close_matches(name, names, 1)
-        hint = f"; did you mean {near[0]}?" if near else "; docs/catalogue.md lists them"
-        raise DeclarationError(f"{where}expect: no deviation is named {name!r}{hint}")
+    try:
+        return deviation(name).name
+    except KeyError:
+        near = get_close_matches(name, [d.name for d in EVERY], 1)
+    hint = f"; did you mean {near[0]}?" if near else "; docs/catalogue.md lists them"
+    raise DeclarationError(f"{where}expect: no deviation is named {name!r}{hint}")
 
 
 def _until(value: Any, where: str) -> datetime.date:

@@ -72,14 +72,15 @@ def planted_implementation(mistakes: str) -> Any:
     A mistake in the forward has the derivatives that automatic differentiation would give it.
     """
     try:
-        named = [deviation(name.strip()).name for name in mistakes.split(",")]
+        named = [deviation(name.strip()) for name in mistakes.split(",")]
     except KeyError as error:
         raise AdapterError(str(error.args[0])) from error
     for family in FAMILIES.values():
         shown = {one.name: one for one in family.mistakes(other_sizes=True)}
-        if all(name in shown for name in named):
-            forms = [shown[name].differentiated() or shown[name] for name in named]
-            return SpecImplementation(family.name, mistakes=forms, name=f"{PLANTED}{mistakes}")
+        if all(one.name in shown and family.name in one.specs for one in named):
+            forms = [shown[one.name].differentiated() or shown[one.name] for one in named]
+            name = f"{PLANTED}{','.join(one.name for one in named)}"
+            return SpecImplementation(family.name, mistakes=forms, name=name)
     raise AdapterError(
         f"no model shows {mistakes}: the check has no mask and no decoder, and a model has one"
         " pooling"

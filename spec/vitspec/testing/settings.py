@@ -64,6 +64,14 @@ class Settings:
     )
     seed: int = _option(0, "What everything is drawn from.", HOW, min=0, always=True)
 
+    def __post_init__(self) -> None:
+        """One number, or one name, stands for itself alone."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.default == () and not isinstance(value, tuple):
+                units = (value,) if isinstance(value, int | str) else tuple(value)
+                object.__setattr__(self, one.name, units)
+
     def __repr__(self) -> str:
         """The call that makes it: what differs from the defaults."""
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.changes())})"

@@ -1,46 +1,36 @@
-"""Mistakes in the forward of the encoder and its feed-forward network."""
+"""Mistakes in the forward of the encoder and its layers."""
 
 from __future__ import annotations
 
-from vitspec.testing.catalogue.deviation import Deviation, Patch
-
-TRACE = "models.transformer:encoder_layer_trace"
-BACKWARD = "models.transformer:encoder_layer_backward"
-JVP = "models.transformer:encoder_layer_jvp"
-ENCODER = "models.transformer:encoder"
-ENCODER_TRACE = "models.transformer:encoder_trace"
-ENCODER_BACKWARD = "models.transformer:encoder_backward"
-ENCODER_JVP = "models.transformer:encoder_jvp"
-FFN_TRACE = "layers.feed_forward:feed_forward_trace"
-FFN_BACKWARD = "layers.feed_forward:feed_forward_backward"
-FFN_JVP = "layers.feed_forward:feed_forward_jvp"
-RELU = "layers.activation:relu"
-RELU_DERIV = "layers.activation:relu_deriv"
+from vitspec.testing.catalogue import functions as at
+from vitspec.testing.catalogue.deviation import Deviation, Form, Patch, of_lean
 
 _LAYERS = "for layer in spec.layers:"
-_READ_W1 = "ffn.w1.T.reshape(ffn.w1.shape)"
-_RELU = "return scalars.maximum_with_zero(z)"
-_RELU_DERIV = "return scalars.is_positive(z)"
-_SQUARE_ROOT_OF_2_OVER_PI = "0.7978845608028654"
-_TANH = f"np.tanh({_SQUARE_ROOT_OF_2_OVER_PI} * (z + 0.044715 * z**3))"
-_ERF = (
-    "import math; x = z.real; erf = np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2)); "
-    "density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi); "
-)
-_SKIP_LAST = "dataclasses.replace(traces[-1], output=traces[-1].{})"
+_BLOCKS = "self.encoder.layers"
 
 
-def _replace_last_output(by: str) -> Patch:
+def _last_output(by: str) -> tuple[str, str]:
     """The last layer's output in the trace becomes another of its values."""
+    last = f"dataclasses.replace(traces[-1], output=traces[-1].{by})"
+    return (
+        "return tuple(traces)",
+        f"import dataclasses; return (*traces[:-1], {last}) if traces else ()",
+    )
+
+
+def _first_layer_has_all(function: str) -> Patch:
+    """The gradients of layers that share the first one's parameters are added up there."""
     return Patch(
-        ENCODER_TRACE, "return tuple(traces)",
-        f"import dataclasses; return (*traces[:-1], {_SKIP_LAST.format(by)}) if traces else ()",
+        function, "return tuple(reversed(last_first)), d_out",
+        "first = last_first[:1]\n    for grads in last_first[1:]:\n"
+        "        first = [first[0].map(lambda a, b: a + b, grads)]\n"
+        "    return (*first, *(g.map(lambda a: 0 * a) for g in last_first[1:])), d_out",
     )  # fmt: skip
 
 
-ENCODER_DEVIATIONS = (
-    Deviation(
-        "pre-norm", "forward", TRACE,
+LAYERS = (
+    of_lean(
+        "pre-norm", "forward", at.LAYER,
         "mha = multi_head_attention_trace(layer.mha, x)\n"
         "    residual1 = x + mha.output\n"
         "    normed1 = layer_norm(residual1, layer.norm1_gamma, layer.norm1_beta)\n"
@@ -62,7 +52,7 @@ ENCODER_DEVIATIONS = (
          "harvardnlp/annotated-transformer#1: text and code differ"),
         derivatives=(
             Patch(
-                BACKWARD,
+                at.LAYER_BACKWARD,
                 "d_residual2, d_gamma2, d_beta2 = layer_norm_backward(t.residual2,"
                 " layer.norm2_gamma, d_out)\n"
                 "    ffn_grads, d_from_ffn = feed_forward_backward(layer.ffn, t.normed1,"
@@ -83,22 +73,7 @@ ENCODER_DEVIATIONS = (
                 " d_normed)",
             ),
             Patch(
-                JVP,
-                "d_residual1 = dx + multi_head_attention_jvp(layer.mha, x, tangent.mha, dx,"
-                " trace=t.mha)\n"
-                "    d_normed1 = layer_norm_jvp(\n"
-                "        t.residual1, layer.norm1_gamma, d_residual1, tangent.norm1_gamma,"
-                " tangent.norm1_beta\n"
-                "    )\n"
-                "    d_from_ffn = feed_forward_jvp(layer.ffn, t.normed1, tangent.ffn, d_normed1,"
-                " t.ffn)\n"
-                "    return layer_norm_jvp(\n"
-                "        t.residual2,\n"
-                "        layer.norm2_gamma,\n"
-                "        d_normed1 + d_from_ffn,\n"
-                "        tangent.norm2_gamma,\n"
-                "        tangent.norm2_beta,\n"
-                "    )",
+                at.LAYER_JVP, "d_residual1 = dx + multi",
                 "normed = layer_norm(x, layer.norm1_gamma, layer.norm1_beta)\n"
                 "    d_normed = layer_norm_jvp(x, layer.norm1_gamma, dx, tangent.norm1_gamma,"
                 " tangent.norm1_beta)\n"
@@ -107,255 +82,172 @@ ENCODER_DEVIATIONS = (
                 "    d_normed1 = layer_norm_jvp(t.residual1, layer.norm2_gamma, d_residual1,"
                 " tangent.norm2_gamma, tangent.norm2_beta)\n"
                 "    return d_residual1 + feed_forward_jvp(layer.ffn, t.normed1, tangent.ffn,"
-                " d_normed1, t.ffn)",
+                " d_normed1, t.ffn)\n"
+                "    d_residual1 = dx + multi",
             ),
         ),
     ),
     Deviation(
-        "attention-residual-missing", "forward", TRACE,
+        "attention-residual-missing", "forward", at.LAYER,
         "residual1 = x + mha.output", "residual1 = mha.output",
         "the input is not added to the attention's output",
         "Everything is wrong at its own size; tokens become alike. Invisible without layers.",
         ("facebookresearch/multimodal#305: the input was overwritten before it was added",
          "kyegomez/BitNet#32: `x = x + x`"),
         derivatives=(
-            Patch(BACKWARD, "return grads, d_residual1 + d_from_mha", "return grads, d_from_mha"),
-            Patch(JVP, "d_residual1 = dx + multi_head", "d_residual1 = multi_head"),
+            Patch(at.LAYER_BACKWARD, "return grads, d_residual1 + d_from_mha",
+                  "return grads, d_from_mha"),
+            Patch(at.LAYER_JVP, "d_residual1 = dx + multi_head", "d_residual1 = multi_head"),
         ),
+        practical=Form(at.BLOCK, "residual = x + times", "residual = times", derivatives=(
+            Patch(at.BLOCK_BACKWARD, "return grads, d_residual + d_x", "return grads, d_x"),
+            Patch(at.BLOCK_JVP, "d_residual = dx + times", "d_residual = times"),
+        )),
     ),
     Deviation(
-        "feed-forward-residual-missing", "forward", TRACE,
+        "feed-forward-residual-missing", "forward", at.LAYER,
         "residual2 = normed1 + ffn.output", "residual2 = ffn.output",
         "the feed-forward's input is not added to its output",
         "Everything is wrong at its own size. Invisible without layers.",
         ("ChristophReich1996/MaxViT#8: multiplied instead of added",
          "facebookresearch/multimodal#305"),
-        derivatives=(
-            Patch(BACKWARD, "d_normed1 = d_residual2 + d_from_ffn", "d_normed1 = d_from_ffn"),
-            Patch(JVP, "d_normed1 + d_from_ffn,", "d_from_ffn,"),
-        ),
+        derivatives=(Patch(at.LAYER_BACKWARD, "d_normed1 = d_residual2 + d_from_ffn",
+                           "d_normed1 = d_from_ffn"),
+                     Patch(at.LAYER_JVP, "d_normed1 + d_from_ffn,", "d_from_ffn,")),
+        practical=Form(at.BLOCK, "output = residual + times", "output = times", derivatives=(
+            Patch(at.BLOCK_BACKWARD, "d_residual = d_out + d_x", "d_residual = d_x"),
+            Patch(at.BLOCK_JVP, "return d_residual + times", "return times"),
+        )),
     ),
-    Deviation(
-        "feed-forward-residual-before-norm", "forward", TRACE,
+    of_lean(
+        "feed-forward-residual-before-norm", "forward", at.LAYER,
         "residual2 = normed1 + ffn.output", "residual2 = residual1 + ffn.output",
         "the second residual branches off before the first normalisation",
         "Wrong by the difference between the sum and its normalisation, tens of per cent. Invisible"
         " without layers.",
         ("NVIDIA-NeMo/Speech#4350: a post-norm layer's residual",
          "SHI-Labs/Compact-Transformers#25: the branching point, the other way round"),
-        derivatives=(
-            Patch(BACKWARD, "d_normed1 = d_residual2 + d_from_ffn", "d_normed1 = d_from_ffn"),
-            Patch(
-                BACKWARD, "mha_grads, d_from_mha =",
-                "d_residual1 = d_residual1 + d_residual2\n    mha_grads, d_from_mha =",
-            ),
-            Patch(JVP, "d_normed1 + d_from_ffn,", "d_residual1 + d_from_ffn,"),
-        ),
+        derivatives=(Patch(at.LAYER_BACKWARD, "d_normed1 = d_residual2 + d_from_ffn",
+                           "d_normed1 = d_from_ffn"),
+                     Patch(at.LAYER_BACKWARD, "mha_grads, d_from_mha =",
+                           "d_residual1 = d_residual1 + d_residual2\n    mha_grads, d_from_mha ="),
+                     Patch(at.LAYER_JVP, "d_normed1 + d_from_ffn,", "d_residual1 + d_from_ffn,")),
     ),
     Deviation(
-        "feed-forward-residual-of-the-input", "forward", TRACE,
+        "feed-forward-residual-of-the-input", "forward", at.LAYER,
         "residual2 = normed1 + ffn.output", "residual2 = x + ffn.output",
         "the layer's input is added to the feed-forward's output",
         "The attention's output reaches the next layer only through the feed-forward; wrong at its"
         " own size. Invisible without layers.",
         ("strutive07/transformer-tensorflow2.0#14",),
-        derivatives=(
-            Patch(BACKWARD, "d_normed1 = d_residual2 + d_from_ffn", "d_normed1 = d_from_ffn"),
-            Patch(BACKWARD, "d_residual1 + d_from_mha", "d_residual1 + d_from_mha + d_residual2"),
-            Patch(JVP, "d_normed1 + d_from_ffn,", "dx + d_from_ffn,"),
-        ),
+        derivatives=(Patch(at.LAYER_BACKWARD, "d_normed1 = d_residual2 + d_from_ffn",
+                           "d_normed1 = d_from_ffn"),
+                     Patch(at.LAYER_BACKWARD, "d_residual1 + d_from_mha",
+                           "d_residual1 + d_from_mha + d_residual2"),
+                     Patch(at.LAYER_JVP, "d_normed1 + d_from_ffn,", "dx + d_from_ffn,")),
+        practical=Form(at.BLOCK, "output = residual + times", "output = x + times", derivatives=(
+            Patch(at.BLOCK_BACKWARD, "d_residual = d_out + d_x", "d_residual = d_x"),
+            Patch(at.BLOCK_BACKWARD, "d_residual + d_x\n", "d_residual + d_x + d_out\n"),
+            Patch(at.BLOCK_JVP, "return d_residual + times", "return dx + times"),
+        )),
     ),
+)  # fmt: skip
+"""Layers, in the order of the computation."""
+
+ENCODER = (
     Deviation(
-        "feed-forward-bias-missing", "forward", FFN_TRACE, "hidden += ffn.b1", "pass",
-        "the hidden layer has no bias",
-        "Logits are wrong by the size of b1, and its gradient, if automatic, is 0. Invisible at"
-        " initialisation, where biases are 0.",
-        ("OpenNMT/CTranslate2#297: converters accept a missing bias",),
-        derivatives=(
-            Patch(
-                FFN_BACKWARD, "scalars.total(d_hidden, axis=0)",
-                "0 * scalars.total(d_hidden, axis=0)",
-            ),
-            Patch(FFN_JVP, " + tangent.b1", ""),
-        ),
-    ),
-    Deviation(
-        "feed-forward-weight-transposed", "forward", FFN_TRACE,
-        "matmul(x, ffn.w1)", f"matmul(x, {_READ_W1})",
-        "the buffer of W1, stored (in, out), is read as (out, in)",
-        "Logits are wrong at their own size. With hidden_dim = embed_dim the weight is square, and"
-        " a loader that goes by shapes sees nothing.",
-        ("TorchLean's import of PyTorch weights (DEV-5 in `docs/deviations.md`)",
-         "huggingface/transformers#47031: transposed if the two sizes are alike"),
-        derivatives=(
-            Patch(
-                FFN_BACKWARD, "d_w1=matmul(x.T, d_hidden)",
-                "d_w1=matmul(x.T, d_hidden).reshape(ffn.w1.T.shape).T.copy()",
-            ),
-            Patch(FFN_BACKWARD, "matmul(d_hidden, ffn.w1.T)", f"matmul(d_hidden, {_READ_W1}.T)"),
-            Patch(
-                FFN_JVP, "matmul(dx, ffn.w1) + matmul(x, tangent.w1)",
-                f"matmul(dx, {_READ_W1}) + matmul(x, tangent.w1.T.reshape(ffn.w1.shape))",
-            ),
-        ),
-    ),
-    Deviation(
-        "activation-missing", "forward", FFN_TRACE,
-        "activated = relu(hidden)", "activated = hidden",
-        "nothing stands between the two matrices of the feed-forward",
-        "Logits are wrong by tens of per cent: negative hidden values pass.",
-        ("somepago/saint#23", "YujiaBao/ls#1", "nutonomy/nuscenes-devkit#728"),
-        derivatives=(
-            Patch(FFN_BACKWARD, "relu_backward(trace.hidden, matmul(d_out, ffn.w2.T))",
-                  "matmul(d_out, ffn.w2.T)"),
-            Patch(FFN_JVP, "relu_jvp(trace.hidden, d_hidden)", "d_hidden"),
-        ),
-    ),
-    Deviation(
-        "activation-gelu", "forward", RELU, _RELU,
-        _ERF + "return (z * (1 + erf) / 2 + (z - x) * x * density).astype(z.dtype)",
-        "the activation is GELU, x (1 + erf(x / sqrt 2)) / 2, instead of ReLU",
-        "The feed-forward is wrong by up to 0.17 an entry, near -0.75 and 0.75; all logits and"
-        " gradients move by per cents.",
-        ("the ViT paper's own; `torch.nn.GELU` in `ViTMLP` of D2L, `vision-transformer.md` in"
-         " d2l-ai/d2l-en",),
-        derivatives=(
-            Patch(
-                RELU_DERIV, _RELU_DERIV,
-                _ERF + "return ((1 + erf) / 2 + x * density).astype(z.dtype)",
-            ),
-        ),
-    ),
-    Deviation(
-        "activation-gelu-tanh", "forward", RELU, _RELU, f"return z * (1 + {_TANH}) / 2",
-        "the activation is GELU in its tanh form instead of ReLU",
-        "As `activation-gelu`, from which it differs by up to 5e-4 an entry: in bfloat16 the two"
-        " cannot be told from each other on ordinary inputs.",
-        ("`jax.nn.gelu` has the default `approximate=True`: jax-ml/jax#4428, jax-ml/jax#4438",
-         "`nnx.gelu` in the Flax NNX tutorial,"
-         " https://flax.readthedocs.io/en/latest/examples/vit_training.html",
-         "tinygrad/tinygrad#16162: a port of ViT-B/32 off by more than 1e-2"),
-        derivatives=(
-            Patch(
-                RELU_DERIV, _RELU_DERIV,
-                f"t = {_TANH}; return (1 + t) / 2 + z * (1 - t * t) / 2 *"
-                f" {_SQUARE_ROOT_OF_2_OVER_PI} * (1 + 3 * 0.044715 * z * z)",
-            ),
-        ),
-    ),
-    Deviation(
-        "activation-quick-gelu", "forward", RELU, _RELU, "return z / (1 + np.exp(-1.702 * z))",
-        "the activation is x sigmoid(1.702 x) instead of ReLU",
-        "As `activation-gelu`, from which it differs by up to 2e-2 an entry.",
-        ("`QuickGELU` in CLIP's vision transformer: openai/CLIP#294",),
-        derivatives=(
-            Patch(
-                RELU_DERIV, _RELU_DERIV,
-                "s = 1 / (1 + np.exp(-1.702 * z)); return s + 1.702 * z * s * (1 - s)",
-            ),
-        ),
-    ),
-    Deviation(
-        "layers-in-reverse", "forward", ENCODER_TRACE, _LAYERS,
+        "layers-in-reverse", "forward", at.ENCODER_TRACE, _LAYERS,
         "for layer in reversed(spec.layers):",
         "the layers run last to first",
         "Everything is wrong at its own size. Invisible with one layer, or if all are alike.",
         ("not seen in public; included because a list of layers is easily filled from the back",),
-        also=(Patch(ENCODER, _LAYERS, "for layer in reversed(spec.layers):"),),
-        derivatives=(
-            Patch(ENCODER_BACKWARD, "zip(reversed(spec.layers),", "zip(spec.layers,"),
-            Patch(ENCODER_BACKWARD, "tuple(reversed(last_first))", "tuple(last_first)"),
-            Patch(
-                ENCODER_JVP, "zip(spec.layers, tangent.layers,",
-                "zip(reversed(spec.layers), reversed(tangent.layers),",
+        also=(Patch(at.ENCODER, _LAYERS, "for layer in reversed(spec.layers):"),),
+        derivatives=(Patch(at.ENCODER_BACKWARD, "zip(reversed(spec.layers),", "zip(spec.layers,"),
+                     Patch(at.ENCODER_BACKWARD, "tuple(reversed(last_first))", "tuple(last_first)"),
+                     Patch(at.ENCODER_JVP, "zip(spec.layers, tangent.layers,",
+                           "zip(reversed(spec.layers), reversed(tangent.layers),")),
+        practical=Form(
+            at.BLOCKS, "zip(blocks,", "zip(reversed(blocks),",
+            also=(Patch(at.MODEL_FORWARD, _BLOCKS, f"reversed({_BLOCKS})"),),
+            derivatives=(
+                Patch(at.BLOCKS_BACKWARD, "zip(blocks,", "zip(reversed(blocks),"),
+                Patch(at.BLOCKS_BACKWARD, "tuple(reversed(last_first))", "tuple(last_first)"),
+                Patch(at.BLOCKS_JVP, "zip(blocks, tangents,",
+                      "zip(reversed(blocks), reversed(tangents),"),
             ),
         ),
     ),
     Deviation(
-        "layers-shared", "forward", ENCODER_TRACE, _LAYERS,
+        "layers-shared", "forward", at.ENCODER_TRACE, _LAYERS,
         "for layer in spec.layers[:1] * len(spec.layers):",
         "every layer has the first layer's parameters",
         "Logits do not depend on the other layers' parameters. Invisible with one layer, or at an"
         " initialisation that copies one layer.",
         ("zalandoresearch/pytorch-vq-vae#2: `[layer] * n`", "IDEA-Research/DAB-DETR#17",
          "espnet/espnet#1278"),
-        also=(Patch(ENCODER, _LAYERS, "for layer in spec.layers[:1] * len(spec.layers):"),),
+        also=(Patch(at.ENCODER, _LAYERS, "for layer in spec.layers[:1] * len(spec.layers):"),),
         derivatives=(
-            Patch(
-                ENCODER_BACKWARD, "zip(reversed(spec.layers),",
-                "zip(spec.layers[:1] * len(spec.layers),",
-            ),
-            Patch(
-                ENCODER_BACKWARD, "return tuple(reversed(last_first)), d_out",
-                "first = last_first[:1]\n    for grads in last_first[1:]:\n"
-                "        first = [first[0].map(lambda a, b: a + b, grads)]\n"
-                "    return (*first, *(g.map(lambda a: 0 * a) for g in last_first[1:])), d_out",
-            ),
-            Patch(
-                ENCODER_JVP, "zip(spec.layers, tangent.layers,",
-                "zip(spec.layers[:1] * len(traces), tangent.layers[:1] * len(traces),",
+            Patch(at.ENCODER_BACKWARD, "zip(reversed(spec.layers),",
+                  "zip(spec.layers[:1] * len(spec.layers),"),
+            _first_layer_has_all(at.ENCODER_BACKWARD),
+            Patch(at.ENCODER_JVP, "zip(spec.layers, tangent.layers,",
+                  "zip(spec.layers[:1] * len(traces), tangent.layers[:1] * len(traces),"),
+        ),
+        practical=Form(
+            at.BLOCKS, "zip(blocks,", "zip(blocks[:1] * len(blocks),",
+            also=(Patch(at.MODEL_FORWARD, _BLOCKS, f"{_BLOCKS}[:1] * len({_BLOCKS})"),),
+            derivatives=(
+                Patch(at.BLOCKS_BACKWARD, "zip(blocks,", "zip(blocks[:1] * len(blocks),"),
+                _first_layer_has_all(at.BLOCKS_BACKWARD),
+                Patch(at.BLOCKS_JVP, "zip(blocks, tangents,",
+                      "zip(blocks[:1] * len(blocks), tangents[:1] * len(blocks),"),
             ),
         ),
     ),
     Deviation(
-        "last-layer-skipped", "forward", ENCODER_TRACE,
-        "return tuple(traces)", _replace_last_output("input").new,
+        "last-layer-skipped", "forward", at.ENCODER_TRACE, *_last_output("input"),
         "the last layer's input is the encoder's output",
         "Everything is wrong at its own size, and the last layer's gradients, if automatic, are 0."
         " Invisible without layers.",
         ("on purpose in repositories built on LLaVA: `mm_vision_select_layer` of -2",),
-        also=(
-            Patch(ENCODER, _LAYERS, "for layer in spec.layers[:-1]:"),
-        ),
-        derivatives=(
-            Patch(
-                BACKWARD, "    t = trace or encoder_layer_trace(layer, x)\n",
-                "    t = trace or encoder_layer_trace(layer, x)\n"
-                "    skipped, passed = t.output is t.input, d_out\n"
-                "    d_out = 0 * d_out if skipped else d_out\n",
-            ),
-            Patch(
-                BACKWARD, "return grads, d_residual1 + d_from_mha",
-                "return grads, passed if skipped else d_residual1 + d_from_mha",
-            ),
-            Patch(
-                JVP, "    t = trace or encoder_layer_trace(layer, x)\n",
-                "    t = trace or encoder_layer_trace(layer, x)\n"
-                "    if t.output is t.input:\n        return dx\n",
-            ),
+        also=(Patch(at.ENCODER, _LAYERS, "for layer in spec.layers[:-1]:"),),
+        derivatives=(Patch(at.LAYER_BACKWARD, "    t = trace or encoder_layer_trace(layer, x)\n",
+                           "    t = trace or encoder_layer_trace(layer, x)\n"
+                           "    skipped, passed = t.output is t.input, d_out\n"
+                           "    d_out = 0 * d_out if skipped else d_out\n"),
+                     Patch(at.LAYER_BACKWARD, "return grads, d_residual1 + d_from_mha",
+                           "return grads, passed if skipped else d_residual1 + d_from_mha"),
+                     Patch(at.LAYER_JVP, "    t = trace or encoder_layer_trace(layer, x)\n",
+                           "    t = trace or encoder_layer_trace(layer, x)\n"
+                           "    if t.output is t.input:\n        return dx\n")),
+        practical=Form(
+            at.BLOCKS,
+            also=(Patch(at.MODEL_FORWARD, f"zip({_BLOCKS}, settings",
+                        f"zip({_BLOCKS}[:-1], settings[:-1]"),),
         ),
     ),
-    Deviation(
-        "last-norm-missing", "forward", ENCODER_TRACE,
-        "return tuple(traces)", _replace_last_output("residual2").new,
+    of_lean(
+        "last-norm-missing", "forward", at.ENCODER_TRACE, *_last_output("residual2"),
         "the last layer's second normalisation is left out",
         "The pooled row and the logits are wrong at their own size, and with them all gradients."
         " Invisible without layers.",
         ("H-EmbodVis/TurboVLA#6: `hidden_states[-1]` is the value before the last normalisation",
          "agentdr1/LA_MIL#3: a normalisation declared and not used"),
-        also=(
-            Patch(
-                ENCODER, "x = encoder_layer(layer, x)",
-                "x = encoder_layer_trace(layer, x).residual2 if layer is spec.layers[-1] else"
-                " encoder_layer(layer, x)",
-            ),
-        ),
+        also=(Patch(at.ENCODER, "x = encoder_layer(layer, x)",
+                    "x = encoder_layer_trace(layer, x).residual2 if layer is spec.layers[-1] else"
+                    " encoder_layer(layer, x)"),),
         derivatives=(
-            Patch(
-                BACKWARD,
-                "d_residual2, d_gamma2, d_beta2 = layer_norm_backward(t.residual2,"
-                " layer.norm2_gamma, d_out)",
-                "d_residual2, d_gamma2, d_beta2 = (\n"
-                "        (d_out, 0 * layer.norm2_gamma, 0 * layer.norm2_beta)\n"
-                "        if t.output is t.residual2\n"
-                "        else layer_norm_backward(t.residual2, layer.norm2_gamma, d_out)\n    )",
-            ),
-            Patch(
-                JVP, "return layer_norm_jvp(",
-                "if t.output is t.residual2:\n        return d_normed1 + d_from_ffn\n"
-                "    return layer_norm_jvp(",
-            ),
+            Patch(at.LAYER_BACKWARD,
+                  "d_residual2, d_gamma2, d_beta2 = layer_norm_backward(t.residual2,"
+                  " layer.norm2_gamma, d_out)",
+                  "d_residual2, d_gamma2, d_beta2 = (\n"
+                  "        (d_out, 0 * layer.norm2_gamma, 0 * layer.norm2_beta)\n"
+                  "        if t.output is t.residual2\n"
+                  "        else layer_norm_backward(t.residual2, layer.norm2_gamma, d_out)\n    )"),
+            Patch(at.LAYER_JVP, "return layer_norm_jvp(",
+                  "if t.output is t.residual2:\n        return d_normed1 + d_from_ffn\n"
+                  "    return layer_norm_jvp("),
         ),
     ),
 )  # fmt: skip
-"""In the order of the computation, layers first."""
+"""What becomes of the layers."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from textwrap import dedent, fill
 
-from vitspec.testing.catalogue.deviation import KINDS, Deviation, Patch
+from vitspec.testing.catalogue.deviation import KINDS, LEAN, PRACTICAL, Deviation, Patch
 from vitspec.testing.catalogue.entries import EVERY, GROUPS, PRACTICAL_GROUPS
 
 _WIDTH = 100
@@ -34,10 +34,12 @@ A mistake in the forward is planted alone: the hand-written derivatives stay as 
 `deviation(name).differentiated()` is the same mistake in an implementation that has its derivatives
 from its forward, by automatic differentiation; "derivatives follow" marks the entries that have it.
 
-The last groups are of the practical family (`VisionTransformer`). It shares attention weights,
-normalisation, pooling and more with the Lean mirror's models, and so the mistakes in them:
-`deviations_of("vision-transformer")` lists all that can show in it; those of interpolated positions
-show on images of another size than the configuration's only (`other_sizes=True`).
+A mistake has one name in both families, the Lean mirror's models and the practical family
+(`VisionTransformer`). Where they call the same function, it is one patch; where each has its own,
+the entry shows the Lean mirror's first. `deviations_of("vision-transformer")` lists all that can
+show in the practical family, as they are planted there. The last groups are of that family alone;
+those of interpolated positions show on images of another size than the configuration's only
+(`other_sizes=True`). Names of old entries that were merged with others are still read.
 """
 
 _REFERENCE = re.compile(r"(?<![\w/.-])([\w.-]+/[\w.-]+)#(\d+)")
@@ -74,16 +76,21 @@ def _entries() -> Iterator[str]:
 
 
 def _labels(d: Deviation) -> list[str]:
-    labels: list[str] = [d.kind]
-    if not d.specs:
-        labels.append("in no model")
-    elif len(d.specs) == 1:
-        labels.append(f"`{d.specs[0]}` only")
+    labels: list[str] = [d.kind, _models(d.specs)]
     if d.other_sizes_only:
         labels.append("other sizes only")
-    if d.derivatives is not None and d.specs:
-        labels.append("derivatives follow")
+    known = d.differentiated() if d.specs else None
+    if known is not None:
+        some = f" {_models(known.specs)}" if known.specs != d.specs else ""
+        labels.append(f"derivatives follow{some}")
+    if d.alias:
+        labels.append(f"also read as `{d.alias}`")
     return labels
+
+
+def _models(specs: tuple[str, ...]) -> str:
+    some = ", ".join(f"`{spec}`" for spec in specs)
+    return f"in {'all models' if set(specs) == {*LEAN, *PRACTICAL} else some or 'no model'}"
 
 
 def _seen(d: Deviation) -> str:

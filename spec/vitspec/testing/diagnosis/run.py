@@ -185,7 +185,7 @@ def _merged(matches: Sequence[Match], samples: Sequence[Sample]) -> list[Near]:
 def _near(match: Match) -> Near:
     deviations = match.candidate.deviations
     styles = {"by hand" if d.derivatives else "automatic" for d in deviations
-              if deviation(d.name).derivatives}  # fmt: skip
+              if deviation(d.name).of(*d.specs).derivatives}  # fmt: skip
     return Near(
         name=" + ".join(match.candidate.names),
         description="; ".join(d.description for d in deviations),

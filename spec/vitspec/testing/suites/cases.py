@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vitspec.testing.families import AnyCase, Family
 from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
-from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered, against_the_truth, with_config
-from vitspec.testing.trial import Trial, case_trial
+from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered, against_the_truth
 
 
 class Cases(Numbered):
@@ -32,7 +32,6 @@ class Cases(Numbered):
             return
         yield from against_the_truth(trial, settings)
 
-    def trial(self, subject: Subject, settings: Settings, index: int) -> Trial:
-        """The trial of the case of this number."""
-        case = subject.family.random_case(np.random.default_rng([settings.seed, index]))
-        return case_trial(subject, with_config(subject, settings, case), self.place(index))
+    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
+        """Small, and of every option."""
+        return family.random_case(rng)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vitspec.testing.families import AnyCase, Family
 from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
-from vitspec.testing.suites.suite import Numbered, against_the_truth, with_config
-from vitspec.testing.trial import case_trial
+from vitspec.testing.suites.suite import Numbered, against_the_truth
 
 
 class Interpolation(Numbered):
@@ -19,10 +19,15 @@ class Interpolation(Numbered):
     name = option = "interpolation"
     checks = ("interpolation.forward", "interpolation.vjp")
     batch = 5
+    stream = (2,)
 
     def units(self, settings: Settings) -> range:
         """As many as are asked for."""
         return range(settings.interpolations)
+
+    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
+        """More patches, fewer, or both."""
+        return family.interpolated_case(rng)
 
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
         """Against the truth, if the family and the implementation interpolate."""
@@ -30,8 +35,7 @@ class Interpolation(Numbered):
             return
         if index and not subject.takes_other_sizes:
             return  # one result is enough to say that nothing was checked
-        case = subject.family.interpolated_case(np.random.default_rng([settings.seed, index, 2]))
-        trial = case_trial(subject, with_config(subject, settings, case), self.place(index))
+        trial = self.trial(subject, settings, index)
         config, size = trial.point.config, trial.point.images.shape[2:]
         reason = subject.why_unsupported(config) or subject.why_size_unsupported(config, size)
         if reason:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from vitspec.testing.families import AnyCase, Family
 from vitspec.testing.implementations import Subject
 from vitspec.testing.laws import PERMUTATIONS, added, moved, permutations, scaled, split
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
-from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered, against_the_truth, with_config
-from vitspec.testing.trial import Trial, case_trial
+from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered, against_the_truth
+from vitspec.testing.trial import Trial
 
 
 def determinism(trial: Trial) -> Result:
@@ -64,15 +65,19 @@ class Laws(Numbered):
 
     name = option = "law"
     checks = (*AGAINST_THE_TRUTH, *LAWS, *PERMUTATIONS)
+    stream = (1,)
 
     def units(self, settings: Settings) -> range:
         """As many as are asked for."""
         return range(settings.laws)
 
+    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
+        """Patches tile the image."""
+        return family.tiled_case(rng)
+
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
         """Against the truth, then against the implementation itself."""
-        case = subject.family.tiled_case(np.random.default_rng([settings.seed, index, 1]))
-        trial = case_trial(subject, with_config(subject, settings, case), self.place(index))
+        trial = self.trial(subject, settings, index)
         if reason := subject.why_unsupported(trial.point.config):
             yield trial.skip("supports", reason)
             return

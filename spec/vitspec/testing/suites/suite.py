@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-from vitspec.testing.families import AnyCase
+import numpy as np
+
+from vitspec.testing.families import AnyCase, Family
 from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import Settings
-from vitspec.testing.trial import Trial
+from vitspec.testing.trial import Trial, case_trial
 
 Index = int | str | None
 
@@ -62,17 +64,32 @@ class Suite(ABC):
 
 
 class Numbered(Suite):
-    """A suite whose units have numbers, of which single ones can be asked for."""
+    """A suite of small random cases, of which single ones can be asked for by their numbers.
+
+    Attributes:
+        stream: what the cases are drawn from besides the seed and their number.
+    """
+
+    stream: ClassVar[tuple[int, ...]] = ()
+
+    @abstractmethod
+    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
+        """A case."""
+
+    def trial(self, subject: Subject, settings: Settings, index: int) -> Trial:
+        """The trial of the case of this number, at the configuration that the user asked for.
+
+        Without one it is the closest to the case's own that the implementation says it can do.
+        """
+        rng, family = np.random.default_rng([settings.seed, index, *self.stream]), subject.family
+        case = self.draw(family, rng)
+        config = settings.config or subject.closest(case.config)
+        case = case if config == case.config else family.with_config(case, config)
+        return case_trial(subject, case, self.place(index))
 
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
         """Those of these numbers."""
         return settings.only_for(**{self.option: indices})
-
-
-def with_config(subject: Subject, settings: Settings, case: AnyCase) -> AnyCase:
-    """The case with the user's configuration, or else the closest that is supported."""
-    config = settings.config or subject.closest(case.config)
-    return case if config == case.config else subject.family.with_config(case, config)
 
 
 AGAINST_THE_TRUTH = ("forward", "vjp")
