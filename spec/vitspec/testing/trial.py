@@ -1,4 +1,4 @@
-"""An implementation at one point: what it computes there, the truth, and the verdict on each tensor.
+"""An implementation at one point: what it computes, the truth, and the verdict on each tensor.
 
 A `Trial` evaluates once what several checks share: the implementation, the truth, and the price of
 its precision.
