@@ -15,7 +15,7 @@ from vitfast.cli import app
 from vitfast.implementation import quick_options
 from vitfast.memory import OPTIMIZERS, SIZES, Training, measure
 from vitspec import ViTConfig
-from vitspec.testing.shapes import parameter_count
+from vitspec.shapes import parameter_count
 
 SMALL = Training(CONFIG, height=7, width=6)
 

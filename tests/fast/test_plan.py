@@ -26,7 +26,7 @@ from vitfast.plan.job import SHARDING, Job
 from vitfast.sharding import MeshDoesNotDivide
 from vitfast.training import cross_entropy, logits_of
 from vitspec import VisionTransformerConfig, ViTConfig
-from vitspec.testing.shapes import forward_flops
+from vitspec.shapes import forward_flops
 
 CONFIG = VisionTransformerConfig(
     image_h=15,

@@ -13,12 +13,12 @@ import pytest
 from support.compare import relative_error
 from support.trials import check_forward, check_vjp, trial_at
 from vitspec import VisionTransformerConfig
-from vitspec.testing import peer_reports
 from vitspec.testing.adapters import from_torch
 from vitspec.testing.adapters.peers import hugging_face, torch_libraries
+from vitspec.testing.adapters.peers import reports as peer_reports
+from vitspec.testing.adapters.peers.maps_torch import TRANSFORMERS, TRANSFORMERS_DINOV2
 from vitspec.testing.adapters.peers.registry import PEERS, load_peer
 from vitspec.testing.adapters.peers.torch_table import TORCH_PEERS
-from vitspec.testing.adapters.practical_maps import TRANSFORMERS, TRANSFORMERS_DINOV2
 from vitspec.testing.families import VisionTransformerCase
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import Subject

@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from vitspec import ViTConfig, __version__
+from vitspec import ViTConfig, __version__, bench
 from vitspec.cli import app
-from vitspec.testing import bench, calibration
+from vitspec.testing import calibration
 
 TINY = ViTConfig(
     patch_h=56, patch_w=56, stride=56, padding=0,
@@ -172,9 +172,7 @@ def test_tolerances_prints_and_renews_the_table(run, tmp_path, monkeypatch):
 
 
 def test_deviations_prints_the_ledger(run, monkeypatch):
-    monkeypatch.setattr(
-        "vitspec.testing.upstream_figures.deviation_report", lambda: "DEV-1 [x] table"
-    )
+    monkeypatch.setattr("vitspec.upstream.figures.deviation_report", lambda: "DEV-1 [x] table")
     result = run("deviations")
     assert (result.exit_code, result.output) == (0, "DEV-1 [x] table\n")
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitspec import NotWellFormed, ViTConfig, vit_large_patch16_config
-from vitspec.presets import PRESETS, d2l_config
-from vitspec.testing.config_text import (
+from vitspec.config_text import (
     LEAN_PRESETS,
     config_argument,
     is_practical,
@@ -19,7 +18,8 @@ from vitspec.testing.config_text import (
     parse_practical_config,
     read_config,
 )
-from vitspec.testing.shapes import Model
+from vitspec.presets import PRESETS, d2l_config
+from vitspec.shapes import Model
 from vitspec.testing.strategies import cases, configs, edge_cases, vision_transformer_configs
 from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 

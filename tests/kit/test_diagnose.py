@@ -10,20 +10,18 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from diagnosis_table import PAIRS, diagnosis_table, rows_table
 from vitspec import ViTConfig
 from vitspec.testing.catalogue import CATALOGUE, deviation
 from vitspec.testing.diagnosis import (
     diagnose,
-    diagnosis_table,
     diagnosis_tables,
     expected_by_name,
     points,
-    rows_table,
 )
 from vitspec.testing.diagnosis.findings import departures, hints
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.diagnosis.search import candidates
-from vitspec.testing.diagnosis.table import PAIRS
 from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import AdapterError, Subject

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import identities_table as measure
+from identities_table import broken_by, evaluation, laws_and_structure
 from vitspec.testing.catalogue import CATALOGUE, deviation
 from vitspec.testing.families import Case
-from vitspec.testing.identities import NAMINGS, example_point, identities, measure
+from vitspec.testing.identities import NAMINGS, example_point, identities
 from vitspec.testing.identities.differences import slope
 from vitspec.testing.identities.differentiable import directional_derivatives, laws
 from vitspec.testing.identities.evaluation import Evaluation
-from vitspec.testing.identities.measure import broken_by, evaluation, laws_and_structure
 from vitspec.testing.identities.naming import recognise
 from vitspec.testing.identities.results import FACTOR, Comparison, check_name, judged
 from vitspec.testing.identities.structural import structural
@@ -109,7 +110,7 @@ PARTS = 12
 """What each mistake breaks takes a minute to find out: in parts, which cores share."""
 
 PAGE = (ROOT / "docs" / "identities.md").read_text(encoding="utf-8").splitlines()
-"""Its tables are what `python -m vitspec.testing.identities.measure --catalogue` prints."""
+"""Its tables are what `python tools/identities_table.py --catalogue` prints."""
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -15,9 +15,9 @@ from vitspec import VisionTransformerConfig
 from vitspec.testing.adapters.peers import big_vision, bonsai, jimm, textbooks
 from vitspec.testing.adapters.peers.jax_table import JAX_PEERS
 from vitspec.testing.adapters.peers.registry import PEERS
+from vitspec.testing.adapters.peers.reports import expected
 from vitspec.testing.declared import Deviation
 from vitspec.testing.families import VisionTransformerCase
-from vitspec.testing.peer_reports import expected
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import Place, Result
 from vitspec.testing.tolerance import grade

@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from vitspec import VisionTransformer, VisionTransformerConfig
 from vitspec.cli import app
-from vitspec.testing import check, finding, peer_reports
+from vitspec.testing import check, finding
 from vitspec.testing.adapters.peers import registry
+from vitspec.testing.adapters.peers import reports as peer_reports
 from vitspec.testing.adapters.peers.abilities import Abilities
+from vitspec.testing.adapters.peers.maps_torch import PRACTICAL_MAPS
 from vitspec.testing.adapters.peers.peer import Deviation, Peer
 from vitspec.testing.adapters.peers.registry import PEERS
-from vitspec.testing.adapters.practical_maps import PRACTICAL_MAPS
 from vitspec.testing.declared import KINDS
 from vitspec.testing.diagnosis import points
 from vitspec.testing.families import FAMILIES

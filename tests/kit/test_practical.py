@@ -18,18 +18,18 @@ from support.trials import (
     same_point,
     trial_at,
 )
-from vitspec import ViTConfig, scalars
+from vitspec import ViTConfig, bench, scalars
 from vitspec.cli import app
+from vitspec.commands.bench import bench_tables
 from vitspec.errors import InvalidParameters
 from vitspec.layers.gelu import ACTIVATIONS
 from vitspec.models import heads
 from vitspec.models.block import Setting, block_trace
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.presets import PRESETS
-from vitspec.testing import AdapterError, bench, check
+from vitspec.testing import AdapterError, check
 from vitspec.testing.adapters import Rule, from_jax
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES
-from vitspec.testing.bench_report import bench_tables
 from vitspec.testing.catalogue import (
     CATALOGUE,
     EVERY,

@@ -12,14 +12,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vitspec import InvalidParameters, NotWellFormed, ViTConfig, vit_large_patch16_config
+from vitspec.bench import flops, products
 from vitspec.cli import app
+from vitspec.commands.shapes import shapes_json, shapes_table
+from vitspec.config_text import parse_config
 from vitspec.geometry import pad, sliding_window_out_dim
 from vitspec.layers.attention import scaled_dot_product_attention
 from vitspec.layers.conv2d import conv2d, window_rows
 from vitspec.models.tokens import grid_to_tokens
-from vitspec.testing.bench import flops, products
-from vitspec.testing.config_text import parse_config
-from vitspec.testing.shapes import (
+from vitspec.shapes import (
     LAYER,
     Model,
     forward_flops,
@@ -29,7 +30,6 @@ from vitspec.testing.shapes import (
     remarks,
     shapes,
 )
-from vitspec.testing.shapes_report import shapes_json, shapes_table
 from vitspec.testing.strategies import cases, edge_cases, edges_of
 
 any_case = cases(degenerate=True) | edge_cases()

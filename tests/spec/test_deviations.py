@@ -1,8 +1,8 @@
 """The ledger of docs/deviations.md, entry by entry: each test shows what the page says.
 
-The judge of a derivative is the complex step. Lean was not run: `vitspec.testing.upstream` was
+The judge of a derivative is the complex step. Lean was not run: `vitspec.upstream.forms` was
 written from its text, so these tests hold the page to that module, and the module to itself. The
-page's tables come from `vitspec.testing.upstream_figures`.
+page's tables come from `vitspec.upstream.figures`.
 """
 
 import doctest
@@ -32,9 +32,9 @@ from vitspec.layers.multi_head_attention import (
 )
 from vitspec.layers.normalization import layer_norm
 from vitspec.models.transformer import encoder, encoder_backward, encoder_layer
-from vitspec.testing import upstream
-from vitspec.testing import upstream_figures as figures
 from vitspec.testing.strategies import seeds
+from vitspec.upstream import figures
+from vitspec.upstream import forms as upstream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deviations.md").read_text(encoding="utf-8")
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vitspec.bench import adjoint_products
 from vitspec.config import ViTConfig
 from vitspec.geometry import patch_count
 from vitspec.models.parameters import parameter_shapes
-from vitspec.testing.bench import adjoint_products
 
 Family = Literal["post-norm", "pre-norm"]
 FAMILIES: tuple[Family, ...] = ("post-norm", "pre-norm")

@@ -87,7 +87,7 @@ def parse_size(text: str) -> dict[str, Any]:
     (192, 224)
     """
     from vitfast.memory import SIZES
-    from vitspec.testing.config_text import parse_config
+    from vitspec.config_text import parse_config
 
     if text in SIZES:
         return {"config": SIZES[text]}

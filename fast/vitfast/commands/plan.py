@@ -101,8 +101,8 @@ def plan(
 def _config(preset: str | None, size: str | None, changes: list[str]) -> tuple[str, Any]:
     """The configuration, and what to call it."""
     from vitfast.plan.job import SIZES
+    from vitspec.config_text import changed
     from vitspec.presets import preset as preset_named
-    from vitspec.testing.config_text import changed
 
     if preset is not None and size is not None:
         fail(USAGE, f"--preset {preset} and --size {size}: expected one of the two")

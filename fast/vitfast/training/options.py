@@ -21,8 +21,8 @@ from vitfast.sharding import (
 from vitfast.training import starting
 from vitfast.training.config import TrainConfig
 from vitfast.training.recipes import FINE_TUNING, Recipe, default_recipe, recipe
+from vitspec.config_text import changed
 from vitspec.errors import NotWellFormed
-from vitspec.testing.config_text import changed
 
 Options = Mapping[str, Any]
 

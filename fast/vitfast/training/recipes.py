@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vitspec.config_text import changed
 from vitspec.presets import PRESETS, preset
-from vitspec.testing.config_text import changed
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 GENERAL: Mapping[str, Any] = {

@@ -163,8 +163,8 @@ def _diagnosis(target: str, dtype: str, seed: int) -> str | None:
 def _config(text: str | None) -> Any:
     if text is None:
         return None
+    from vitspec.config_text import read_config
     from vitspec.errors import NotWellFormed
-    from vitspec.testing.config_text import read_config
 
     try:
         return read_config(text)

@@ -11,7 +11,7 @@ from vitspec.commands.common import USAGE, console, fail
 
 def deviations() -> None:
     """Print the figures of docs/deviations.md: where TorchLean departs from itself."""
-    from vitspec.testing.upstream_figures import deviation_report
+    from vitspec.upstream.figures import deviation_report
 
     console.print(deviation_report(), highlight=False, soft_wrap=True, markup=False)
 

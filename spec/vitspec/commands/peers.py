@@ -19,7 +19,7 @@ from vitspec.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from vitspec.testing.peer_reports import Graded
+    from vitspec.testing.adapters.peers.reports import Graded
 
 
 def peers(
@@ -59,7 +59,7 @@ def peers(
     require_writable("--markdown", markdown)
     if not check and json is not None:
         fail(USAGE, "--json is of results, and needs --check")
-    from vitspec.testing import peer_reports as made
+    from vitspec.testing.adapters.peers import reports as made
     from vitspec.testing.report import write_atomically, write_json
 
     page = markdown.read_text(encoding="utf-8") if markdown and markdown.exists() else ""
@@ -108,7 +108,7 @@ def _list(names: list[str]) -> None:
 def _show(graded: list[Graded]) -> None:
     from rich.table import Table
 
-    from vitspec.testing.peer_reports import HEADINGS, cells, rows
+    from vitspec.testing.adapters.peers.reports import HEADINGS, cells, rows
 
     table = Table(show_edge=False)
     for heading in HEADINGS:

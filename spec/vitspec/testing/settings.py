@@ -1,4 +1,4 @@
-"""What to check, declared once: for `check`, for `vitspec check`, and for the page that lists it."""
+"""What to check, declared once: for `check`, for `vitspec check`, and for the pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from vitspec.testing.config_text import config_argument
+from vitspec.config_text import config_argument
 from vitspec.testing.families import Config
 
 WHAT, HOW = "What to check", "How"
@@ -21,48 +21,72 @@ NOTHING: dict[str, Any] = {
 """Fields of `Settings` with which nothing is checked."""
 
 
-def _option(default: Any, words: str, panel: str = WHAT, **how: Any) -> Any:
-    """A field of `Settings`: what `vitspec check --help` and the pages say of it, and its limits.
+def _option(words: str, panel: str = WHAT, **how: Any) -> dict[str, Any]:
+    """What `vitspec check --help` and the pages say of a field of `Settings`, and its limits.
 
     Args:
-        default: its value, if nothing is said.
         words: one sentence.
         panel: the group of options that it stands in.
         how: `min`, the smallest number; `always`, whether a printed command names it even where it
             has its default.
     """
-    return field(default=default, metadata={"words": words, "panel": panel, **how})
+    return {"words": words, "panel": panel, **how}
 
 
 @dataclass(frozen=True, repr=False)
 class Settings:
     """What to check; each field is an option of `vitspec check` of the same name."""
 
-    cases: int = _option(100, "Small random configurations each.", min=0)
-    interpolations: int = _option(
-        12, "Small cases with images of another size, if it interpolates positions.", min=0
+    cases: int = field(default=100, metadata=_option("Small random configurations each.", min=0))
+    interpolations: int = field(
+        default=12,
+        metadata=_option(
+            "Small cases with images of another size, if it interpolates positions.", min=0
+        ),
     )
-    laws: int = _option(4, "Small cases for the laws and identities.", min=0)
-    photograph: bool = _option(True, "The photograph, ViT-Base/16 at full size.")
-    vectors: bool = _option(True, "The shipped test vectors.")
-    ill_formed: bool = _option(True, "That ill-formed configurations are refused.")
-    identities: bool = _option(False, "Only what needs no specification: works for any model.")
-    config: Config | None = _option(
-        None,
-        "Only this configuration: a JSON file, base, large, or key=value,...; of the practical "
-        "family, PRESET,key=value,... (hf-vit-base, d2l, ...).",
+    laws: int = field(
+        default=4, metadata=_option("Small cases for the laws and identities.", min=0)
     )
-    only: str | None = _option(None, "Only checks of this name; may have *.")
-    case: tuple[int, ...] = _option((), "Only the small case of this number; repeatable.", min=0)
-    interpolation: tuple[int, ...] = _option(
-        (), "Only the images of another size of this number; repeatable.", min=0
+    photograph: bool = field(
+        default=True, metadata=_option("The photograph, ViT-Base/16 at full size.")
     )
-    law: tuple[int, ...] = _option((), "Only the laws' case of this number; repeatable.", min=0)
-    vector: tuple[str, ...] = _option((), "Only this test vector; repeatable.")
-    dtype: str | None = _option(
-        None, "The precision, if the implementation has several.", HOW, always=True
+    vectors: bool = field(default=True, metadata=_option("The shipped test vectors."))
+    ill_formed: bool = field(
+        default=True, metadata=_option("That ill-formed configurations are refused.")
     )
-    seed: int = _option(0, "What everything is drawn from.", HOW, min=0, always=True)
+    identities: bool = field(
+        default=False, metadata=_option("Only what needs no specification: works for any model.")
+    )
+    config: Config | None = field(
+        default=None,
+        metadata=_option(
+            "Only this configuration: a JSON file, base, large, or key=value,...; of the practical "
+            "family, PRESET,key=value,... (hf-vit-base, d2l, ...)."
+        ),
+    )
+    only: str | None = field(
+        default=None, metadata=_option("Only checks of this name; may have *.")
+    )
+    case: tuple[int, ...] = field(
+        default=(), metadata=_option("Only the small case of this number; repeatable.", min=0)
+    )
+    interpolation: tuple[int, ...] = field(
+        default=(),
+        metadata=_option("Only the images of another size of this number; repeatable.", min=0),
+    )
+    law: tuple[int, ...] = field(
+        default=(), metadata=_option("Only the laws' case of this number; repeatable.", min=0)
+    )
+    vector: tuple[str, ...] = field(
+        default=(), metadata=_option("Only this test vector; repeatable.")
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata=_option("The precision, if the implementation has several.", HOW, always=True),
+    )
+    seed: int = field(
+        default=0, metadata=_option("What everything is drawn from.", HOW, min=0, always=True)
+    )
 
     def __post_init__(self) -> None:
         """One number, or one name, stands for itself alone."""

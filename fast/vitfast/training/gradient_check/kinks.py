@@ -2,8 +2,8 @@
 
 At 0 the derivative of the ReLU jumps, and so does that of |x - r|, the masked error. Where rounding
 takes an argument across, a correct implementation computes the other one-sided derivative, far from
-this one (`vitspec.testing.families.Family.away_from_kinks`). A model whose activation is the ReLU is
-therefore checked with its biases b1 moved a little, mostly by less than 1e-2; and masked image
+this one (`vitspec.testing.families.Family.away_from_kinks`). A model whose activation is the ReLU
+is therefore checked with its biases b1 moved a little, mostly by less than 1e-2; and masked image
 modelling with those pixels moved that the model has nearly got right. Masked pixels are not seen by
 the model, so what it computes stays the same. All other steps are checked as they are.
 """

@@ -12,18 +12,13 @@ from __future__ import annotations
 
 from vitspec.testing.diagnosis.diagnosis import Departure, Diagnosis, Near
 from vitspec.testing.diagnosis.run import diagnose, expected_by_name
-from vitspec.testing.diagnosis.table import DiagnosisRow, diagnosis_table, pairs_table, rows_table
 from vitspec.testing.diagnosis.text import diagnosis_tables
 
 __all__ = [
     "Departure",
     "Diagnosis",
-    "DiagnosisRow",
     "Near",
     "diagnose",
-    "diagnosis_table",
     "diagnosis_tables",
     "expected_by_name",
-    "pairs_table",
-    "rows_table",
 ]

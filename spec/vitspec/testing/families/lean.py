@@ -157,9 +157,10 @@ class LeanFamily(Family):
     # ---- cases ---------------------------------------------------------------------------------
 
     def smoke_case(self, config: ViTConfig) -> Case:
-        """Two images."""
+        """Two images, of more than `SMOKE_IMAGE` where no patch fits into that."""
         shape = FULL_SIZE_IMAGE if config == self.full_size else SMOKE_IMAGE
-        return Case(self.name, config, *shape, seed=1, batch=2)
+        case = Case(self.name, config, *shape, seed=1, batch=2)
+        return case if patch_count(config, *shape[1:]) else self.with_config(case, config)
 
     def random_case(self, rng: np.random.Generator) -> Case:
         """With several heads, layers and channels, nothing square, padding, overlap."""

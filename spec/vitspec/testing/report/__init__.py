@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vitspec.testing.report.terminal import print_reports
 
 __all__ = [
-    "Report", "explain", "looks_like", "print_reports", "schema", "summary", "to_html", "to_json", "to_junit",
-    "to_markdown", "write_atomically", "write_json",
+    "Report", "explain", "looks_like", "print_reports", "schema", "summary", "to_html", "to_json",
+    "to_junit", "to_markdown", "write_atomically", "write_json",
 ]  # fmt: skip
 
 _MODULES = ("files", "report", "rows", "json_file", "junit", "markdown", "html", "terminal")

@@ -20,7 +20,7 @@ from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.linen import from_linen
-from vitspec.testing.adapters.practical_maps_jax import BIG_VISION
+from vitspec.testing.adapters.peers.maps_jax import BIG_VISION
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 ABILITIES = Abilities(

@@ -13,7 +13,7 @@ from typing import Any
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_nnx
 from vitspec.testing.adapters.peers.abilities import Abilities
-from vitspec.testing.adapters.practical_maps_jax import BONSAI
+from vitspec.testing.adapters.peers.maps_jax import BONSAI
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 ABILITIES = Abilities(

@@ -12,7 +12,7 @@ from typing import Any
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_jax
 from vitspec.testing.adapters.peers.abilities import Abilities
-from vitspec.testing.adapters.practical_maps_jax import EQUIMO
+from vitspec.testing.adapters.peers.maps_jax import EQUIMO
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 ACTIVATIONS = {"gelu": "exactgelu", "gelu_tanh": "gelu", "relu": "relu"}

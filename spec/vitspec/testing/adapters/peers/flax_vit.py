@@ -10,7 +10,7 @@ from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.linen import from_linen
-from vitspec.testing.adapters.practical_maps_jax import FLAX_VIT
+from vitspec.testing.adapters.peers.maps_jax import FLAX_VIT
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "quick_gelu": "quick_gelu"}

@@ -18,12 +18,12 @@ from typing import Any
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.testing.adapters.peers.abilities import Abilities, square_before
-from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
-from vitspec.testing.adapters.practical_maps import (
+from vitspec.testing.adapters.peers.maps_torch import (
     TRANSFORMERS,
     TRANSFORMERS_DINOV2,
     TRANSFORMERS_MIM,
 )
+from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
 from vitspec.testing.adapters.pytorch import TorchAdapter, from_torch
 from vitspec.vision_transformer_config import VisionTransformerConfig
 

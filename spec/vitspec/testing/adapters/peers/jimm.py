@@ -20,7 +20,7 @@ from typing import Any
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_nnx
 from vitspec.testing.adapters.peers.abilities import Abilities
-from vitspec.testing.adapters.practical_maps_jax import JIMM
+from vitspec.testing.adapters.peers.maps_jax import JIMM
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 EPSILON, EPSILON_IN_BLOCKS = 1e-12, 1e-6

@@ -18,7 +18,7 @@ import numpy as np
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_jax
 from vitspec.testing.adapters.peers.abilities import Abilities
-from vitspec.testing.adapters.practical_maps_jax import KERAS_HUB
+from vitspec.testing.adapters.peers.maps_jax import KERAS_HUB
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 POOLS = {"cls": "token", "mean": "gap"}

@@ -21,7 +21,7 @@ from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.jax_flax import JaxAdapter, from_nnx
 from vitspec.testing.adapters.peers.abilities import Abilities
 from vitspec.testing.adapters.peers.linen import from_linen
-from vitspec.testing.adapters.practical_maps_jax import D2L, NNX_TUTORIAL
+from vitspec.testing.adapters.peers.maps_jax import D2L, NNX_TUTORIAL
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 FLAX_EPSILON = 1e-6

@@ -9,14 +9,14 @@ from typing import Any
 from vitspec.testing.adapters.frameworks import framework
 from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.testing.adapters.peers.abilities import Abilities, whole_patches_after
-from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
-from vitspec.testing.adapters.practical_maps import (
+from vitspec.testing.adapters.peers.maps_torch import (
     TIMM,
     TORCH_PRE_NORM,
     TORCHVISION,
     VIT_PYTORCH,
     VIT_PYTORCH_PLAIN,
 )
+from vitspec.testing.adapters.peers.torchvision_operators import declare_missing_operators
 from vitspec.testing.adapters.pytorch import TorchAdapter, from_torch
 from vitspec.vision_transformer_config import VisionTransformerConfig
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vitspec.testing.adapters.conventions import FLAX, KERAS, PYTORCH, multi_head
 from vitspec.testing.adapters.name_maps import Constant, NameMap, Rule
-from vitspec.testing.adapters.practical_maps import BEFORE_AFTER
+from vitspec.testing.adapters.peers.maps_torch import BEFORE_AFTER
 
 NNX_TUTORIAL = FLAX.name_map(
     "the NNX tutorial's modules", "blocks.{i}.",

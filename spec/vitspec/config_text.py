@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitspec.config import (
     ViTConfig,
@@ -27,11 +27,10 @@ from vitspec.errors import NotWellFormed
 from vitspec.geometry import patch_count
 from vitspec.models.parameters import check_model
 from vitspec.presets import PRESETS, REFUSED, preset
-from vitspec.testing.shapes import Model, has_cls
+from vitspec.shapes import Model, has_cls
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
-if TYPE_CHECKING:
-    from vitspec.testing.families import Config
+Config = ViTConfig | VisionTransformerConfig
 
 LEAN_PRESETS = {"base": vit_base_patch16_config, "large": vit_large_patch16_config}
 

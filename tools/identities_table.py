@@ -1,6 +1,6 @@
 """How far from their bounds the identities of correct models stay: the table of the docs.
 
-python -m vitspec.testing.identities.measure --points 200
+python tools/identities_table.py --points 200
 """
 
 from __future__ import annotations

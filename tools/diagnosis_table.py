@@ -1,16 +1,26 @@
-"""The table that shows how many deviations of the catalogue are named."""
+"""How many planted mistakes `vitspec diagnose` names first: the table of docs/diagnose.md.
+
+    python tools/diagnosis_table.py [--dtype float32] [--pairs]
+
+Every deviation of the catalogue that a model shows, as it stands and with the derivatives of its
+own forward, is planted into the specification and diagnosed; `--pairs` plants two at once instead.
+A diagnosis takes some seconds, so all of them take about an hour for each precision.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from vitspec.testing.catalogue import CATALOGUE, Deviation, deviation
-from vitspec.testing.diagnosis.run import diagnose
+from vitspec.testing.diagnosis import diagnose
 from vitspec.testing.reference import SpecImplementation
 
 
@@ -152,3 +162,25 @@ def rows_table(rows: Sequence[DiagnosisRow]) -> Table:
                 how = ", automatic" if row.automatic else ""
                 table.add_row("", f"{row.name}{how}, {row.spec}", row.named or "not named")
     return table
+
+
+def main() -> None:
+    """Diagnose, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dtype", action="append", help="float32 and float64 by default")
+    parser.add_argument("--pairs", action="store_true", help="two mistakes at once")
+    arguments = parser.parse_args()
+    dtypes = arguments.dtype or ["float32", "float64"]
+    progress = Console(stderr=True)
+    rows = []
+    if arguments.pairs:
+        for pair in track(PAIRS, "pairs", console=progress, transient=True):
+            rows += pairs_table(dtypes, [pair])
+    else:
+        for one in track(CATALOGUE, "deviations", console=progress, transient=True):
+            rows += diagnosis_table(dtypes, [one.name], both_models=True)
+    Console().print(rows_table(rows))
+
+
+if __name__ == "__main__":
+    main()

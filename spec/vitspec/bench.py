@@ -25,11 +25,11 @@ from vitspec.layers.gelu import ACTIVATIONS
 from vitspec.layers.normalization import layer_norm
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.models.vit import ViTSpec
-from vitspec.testing.families import Config
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
 Shape = tuple[int, ...]
+Config = ViTConfig | VisionTransformerConfig
 
 FAMILIES: dict[str, Config] = {
     "vit": vit_base_patch16_config,

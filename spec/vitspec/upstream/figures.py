@@ -2,8 +2,8 @@
 
     vitspec deviations
 
-prints them all (so does `python -m vitspec.testing.upstream_figures`): NumPy only, fixed seeds, a
-few seconds. The forms themselves are in `vitspec.testing.upstream`.
+prints them all (so does `python -m vitspec.upstream.figures`): NumPy only, fixed seeds, a
+few seconds. The forms themselves are in `vitspec.upstream.forms`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from vitspec.models.transformer import encoder_backward, encoder_layer
 from vitspec.models.vit import ViTClsSpec, ViTSpec
 from vitspec.reals import complex_step_derivative
 from vitspec.records import Record
-from vitspec.testing.upstream import (
+from vitspec.typing import Array
+from vitspec.upstream.forms import (
     first_release_attention_scale_denom,
     first_release_hard_masked_softmax,
     first_release_heads,
@@ -45,7 +46,6 @@ from vitspec.testing.upstream import (
     proved_multi_head_attention,
     pytorch_state,
 )
-from vitspec.typing import Array
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Each function is one piece of upstream's Lean source as it stands at a named revision, in the style
 of the specification; whatever is the same there and here is reused. `docs/deviations.md` is the
-ledger; its tables are computed in `vitspec.testing.upstream_figures`. Nothing here is part of the
+ledger; its tables are computed in `vitspec.upstream.figures`. Nothing here is part of the
 specification.
 
 Revisions, as commits of TorchLean's history: *first release* is fd2c196 (2026-05-10), *latest* is

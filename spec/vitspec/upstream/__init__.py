@@ -1,0 +1,1 @@
+"""What TorchLean's own text says where this specification departs from it: `docs/deviations.md`."""
