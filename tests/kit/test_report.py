@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from xml.etree import ElementTree as ET
@@ -35,7 +36,9 @@ from vitspec.testing.report import (
 )
 from vitspec.testing.report.picture import DARK, LIGHT, bin_of, picture, worst_cells
 from vitspec.testing.report.report import Report
-from vitspec.testing.results import Result, graded
+from vitspec.testing.results import Place, Result, graded
+from vitspec.testing.run import again
+from vitspec.testing.settings import Settings
 from vitspec.testing.tolerance import Grade
 
 MISTAKE = "attention-scale-missing"
@@ -61,7 +64,13 @@ def plain(monkeypatch):
 
 def new(*results, **fields):
     known = {"target": "my-vit", "name": "my-vit", "version": "1.4", "spec": "vit"}
-    return Report(**{**known, "dtype": "float32", "seed": 3, "results": list(results)} | fields)
+    known |= {"dtype": "float32", "settings": SETTINGS, "results": list(results)}
+    return Report(**known | fields)
+
+
+def found(result):
+    """A result as a suite gives it: with what runs it again."""
+    return replace(result, again=again(SETTINGS, result))
 
 
 def grade(tensor, ratio, cancelled=False):
@@ -74,11 +83,12 @@ def printed(*reports, width=80):
     return stream.getvalue()
 
 
+SETTINGS = Settings(dtype="float32", seed=3)
 PHOTOGRAPH = [
-    graded("forward", "photograph", [grade("logits", 0.25)]),
+    graded("forward", Place("photograph"), [grade("logits", 0.25)]),
     graded(
         "vjp",
-        "photograph",
+        Place("photograph"),
         [
             grade("image", 0.5),
             grade("encoder.layers.0.mha.wq", 0.125),
@@ -89,12 +99,12 @@ PHOTOGRAPH = [
         "the photograph, ViTConfig()",
     ),
 ]
-SKIPPED = Result("vjp", "case 1", "skipped", reason="it has no vjp")
-ERRORED = Result("run", "case 2", "errored", reason="it raised ValueError: [bold]no[/bold]")
-ACCEPTED = Result("ill-formed.patchH_ne0", "ill-formed", "failed", reason="accepted it")
-XFAILED = Result("forward", "case 3", "xfailed", reason="declared as bug: known")
-XPASSED = Result("scale", "law 0", "xpassed", reason="it passes: remove it")
-MIXED = [*PHOTOGRAPH, SKIPPED, ERRORED, ACCEPTED, XFAILED, XPASSED]
+SKIPPED = Result("vjp", Place("case", 1), "skipped", reason="it has no vjp")
+ERRORED = Result("run", Place("case", 2), "errored", reason="it raised ValueError: [bold]no[/bold]")
+ACCEPTED = Result("ill-formed.patchH_ne0", Place("ill-formed"), "failed", reason="accepted it")
+XFAILED = Result("forward", Place("case", 3), "xfailed", reason="declared as bug: known")
+XPASSED = Result("scale", Place("law", 0), "xpassed", reason="it passes: remove it")
+MIXED = [found(r) for r in (*PHOTOGRAPH, SKIPPED, ERRORED, ACCEPTED, XFAILED, XPASSED)]
 
 
 # ---- the terminal ------------------------------------------------------------------------------
@@ -126,11 +136,11 @@ vjp departs at the photograph
   the photograph, ViTConfig()
   tensor          metric error  price  bound ratio
   layers.1.ffn.b1   norm   0.4 2.5e-7 1.0e-6 4.0e5
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --only vjp --cases 0 --laws 0 --no-vectors
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0 --no-vectors --no-ill-formed --only vjp
 
 ill-formed.patchH_ne0 departs at ill-formed
   accepted it
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --only ill-formed.patchH_ne0
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0 --no-photograph --no-vectors --only ill-formed.patchH_ne0
 
 run could not be run at case 2
   it raised ValueError: [bold]no[/bold]
@@ -163,12 +173,12 @@ def test_a_report_at_80_columns():
 def test_nothing_but_commands_is_wider_than_80_columns(good, bad):
     lines = printed(good, bad, new(*MIXED)).splitlines()
     wide = [line for line in lines if len(line.rstrip()) > 80]
-    assert all("reproduce: vitspec check" in line or line.startswith("vitspec ") for line in wide)
+    assert all("reproduce: " in line or line.startswith("vitspec ") for line in wide)
 
 
 def test_a_table_of_long_names_keeps_its_figures_whole():
     long = "encoder.layers.11.norm1_gamma"
-    text = printed(new(graded("permute-head-columns", "law 0", [grade(long, 4e5)])))
+    text = printed(new(graded("permute-head-columns", Place("law", 0), [grade(long, 4e5)])))
     assert "4.0e5" in text
     assert "1.0e-6" in text
 
@@ -193,7 +203,7 @@ def test_each_failing_check_is_shown_where_it_is_worst_with_its_command(bad):
 
 def test_the_worst_tensors_come_first():
     names = [f"t{i}" for i in range(9)]
-    report = new(graded("vjp", "case 0", [grade(n, 10.0 + i) for i, n in enumerate(names)]))
+    report = new(graded("vjp", Place("case", 0), [grade(n, 10.0 + i) for i, n in enumerate(names)]))
     formats = printed(report), explain(report), to_markdown([report]), to_junit([report])
     for text in (*formats, "".join(parsed(to_html([report])).itertext())):
         part = text[text.index("departs at") :]
@@ -235,7 +245,7 @@ def test_an_assertion_about_a_report_shows_what_departs(bad):
     assert str(bad) == explain(bad)
     lines = explain(bad).splitlines()
     assert lines[0] == summary(bad)
-    assert sum("vitspec check" in line for line in lines) == 2
+    assert sum("check(implementation, Settings(" in line for line in lines) == 2
 
 
 # ---- a hint on precision -----------------------------------------------------------------------
@@ -287,8 +297,8 @@ def test_structural_zeros_have_no_say():
     alike = [Grade(f"t{i}", "norm", 2.0**-12, 2.0**-23.5, 2.0**-21) for i in range(12)]
     zeros = [Grade(f"z{i}", "norm", 0.5, 2.0**-23.5, 2.0**-21, True) for i in range(12)]
     exact = Grade("exact", "norm", 0.0, 2.0**-23.5, 2.0**-21)
-    assert looks_like(new(graded("vjp", "case 0", [*alike, *zeros, exact])))
-    assert not looks_like(new(graded("vjp", "case 0", alike[:9] + zeros)))
+    assert looks_like(new(graded("vjp", Place("case", 0), [*alike, *zeros, exact])))
+    assert not looks_like(new(graded("vjp", Place("case", 0), alike[:9] + zeros)))
 
 
 SAMPLE = [d for d in CATALOGUE if d.visible_in_model][::9]
@@ -323,7 +333,7 @@ def test_json_has_everything_and_follows_its_schema(good, bad):
     assert (one["seed"], one["exit_code"], one["verdict"]) == (0, 1, "does not conform")
     assert one["count"] == dict(Counter(r.status for r in bad.results))
     for shown, result in zip(one["results"], bad.results, strict=True):
-        assert (shown["check"], shown["place"]) == (result.check, result.place)
+        assert (shown["check"], shown["place"]) == (result.check, str(result.place))
         assert shown["reproduce"] == bad.reproduce(result)
         assert [g["ratio"] for g in shown["grades"]] == [g.ratio for g in result.grades]
 
@@ -337,7 +347,7 @@ def test_conforms_is_true_only_if_something_was_checked(good):
 @pytest.mark.parametrize(("error", "text"), [(np.inf, "inf"), (np.nan, "nan")])
 def test_what_is_not_finite_is_text(error, text):
     g = Grade("logits", "norm", error, 0.1, 0.2)
-    data = validated([new(graded("forward", "case 0", [g]))])
+    data = validated([new(graded("forward", Place("case", 0), [g]))])
     assert data["implementations"][0]["results"][0]["grades"][0]["error"] == text
     assert data["implementations"][0]["exit_code"] == 1
 
@@ -351,7 +361,7 @@ def test_the_schema_requires_what_it_describes(good, key):
 
 
 def test_the_schema_knows_no_other_status(good):
-    data = to_json([new(Result("vjp", "", "fine"))])
+    data = to_json([new(Result("vjp", Place(""), "fine"))])
     with pytest.raises(jsonschema.ValidationError, match="fine"):
         jsonschema.Draft202012Validator(schema()).validate(data)
 
@@ -394,8 +404,8 @@ def test_markdown_is_a_verdict_a_table_and_failures(good, bad):
     assert f"### ❌ `vit-cls+{MISTAKE} 1` as vit-cls, float32" in text
     assert "| `ill-formed.*` | 6 | 0 | 0 |  |  |  |  |" in text
     assert "| `vjp` | 0 | **1** | 1 | `layers.1.ffn.b1` | 0.4 | 1.0e-6 | 4.0e5 |" in text
-    command = "vitspec check my-vit --dtype float32 --seed 3 --only vjp"
-    command += " --cases 0 --laws 0 --no-vectors"
+    command = "vitspec check my-vit --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0"
+    command += " --no-vectors --no-ill-formed --only vjp"
     assert f"```sh\n{command}\n```" in text
 
 
@@ -428,13 +438,13 @@ def test_the_page_says_what_departs_and_how_to_see_it_again(good, bad):
     assert verdicts == ["✓ conforms, as tested", "✗ does not conform"]
     commands = [e.text for e in root.iter("pre")]
     assert len(commands) == 2
-    assert all(command.startswith("vitspec check ") for command in commands)
+    assert all(command.startswith("check(implementation, Settings(") for command in commands)
     listed = [e.text for e in root.iter("summary")]
     assert listed == [f"{bad.count()['failed'] - 2} more"]
 
 
 def test_many_failures_do_not_make_a_huge_page():
-    results = [graded("forward", f"case {i}", [grade("logits", 9.0)]) for i in range(5000)]
+    results = [graded("forward", Place("case", i), [grade("logits", 9.0)]) for i in range(5000)]
     page = to_html([new(*results)])
     assert len(page) < 200_000
     assert "<li>and 4799 more</li>" in page
@@ -467,7 +477,7 @@ def test_every_tensor_has_a_cell_of_its_worst_place(bad):
 def test_layers_are_columns_and_tensors_rows():
     tensors = [f"encoder.layers.{i}.{name}" for i in range(12) for name in ("mha.wq", "ffn.b1")]
     grades = [grade(t, 0.3) for t in ["image", *tensors, "head.bias", "logits"]]
-    root = ET.fromstring(picture(new(graded("vjp", "photograph", grades))))
+    root = ET.fromstring(picture(new(graded("vjp", Place("photograph"), grades))))
     places = {}
     for group in root.iter("g"):
         box = group.find("rect")
@@ -488,7 +498,7 @@ def test_layers_are_columns_and_tensors_rows():
 def test_nothing_is_cut_off(layers):
     names = ["logits", *(f"encoder.layers.{i}.mha.wq" for i in range(layers))]
     grades = [grade(name, 0.3, cancelled=True) for name in names]
-    root = ET.fromstring(picture(new(graded("vjp", "photograph", grades))))
+    root = ET.fromstring(picture(new(graded("vjp", Place("photograph"), grades))))
     height, width = (float(x) for x in root.get("viewBox").split()[:1:-1])
     boxes = [{k: float(box.get(k)) for k in ("x", "y", "width", "height")}
              for box in root.iter("rect")]  # fmt: skip
@@ -535,7 +545,7 @@ def test_no_picture_of_nothing():
 
 
 def test_tensors_of_single_layers_are_not_the_models():
-    layer = graded("vector.layer", "vector basic-norm", [grade("out", 9.0)])
+    layer = graded("vector.layer", Place("vectors", "basic-norm"), [grade("out", 9.0)])
     assert worst_cells(new(layer)) == {}
 
 
@@ -576,15 +586,15 @@ def hostile(text):
         Grade(f"encoder.layers.0.{text}", "max", 0, 0, 1),
     ]
     results = [
-        graded(f"vjp{text}", f"case {text}", grades, text),
-        Result(text, text, "failed", reason=text, point=text),
-        Result(text, text, "errored", reason=text),
-        Result(text, text, "skipped", reason=text),
-        Result(text, text, "xpassed", reason=text),
-        Result(text, text, "xfailed", reason=text),
-        graded("forward", "photograph", grades, text),
+        graded(f"vjp{text}", Place("case", text), grades, text),
+        Result(text, Place(text), "failed", reason=text, point=text),
+        Result(text, Place(text), "errored", reason=text),
+        Result(text, Place(text), "skipped", reason=text),
+        Result(text, Place(text), "xpassed", reason=text),
+        Result(text, Place(text), "xfailed", reason=text),
+        graded("forward", Place("photograph"), grades, text),
     ]
-    return Report(text, text, text, "vit", "float32", 0, results, [text], text * 3)
+    return Report(text, text, text, "vit", "float32", Settings(), results, [text], text * 3)
 
 
 def harmless(text, keep="\n"):

@@ -129,7 +129,7 @@ class Settings:
     def as_options(self) -> str:
         """The options of `vitspec check` that say the same, as one types them."""
         words: list[str] = []
-        for one in fields(self):
+        for one in sorted(fields(self), key=lambda one: not one.metadata.get("always")):
             name, value = f"--{one.name.replace('_', '-')}", getattr(self, one.name)
             if value is None or (value == one.default and not one.metadata.get("always")):
                 continue
