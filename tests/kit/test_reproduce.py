@@ -24,8 +24,6 @@ from vitspec.vision_transformer_config import DropoutRates
 
 LEAN = "embed_dim=6,hidden_dim=8,head_count=2,num_layers=2,num_classes=3"
 LEAN += ",patch_h=2,patch_w=2,stride=2"
-    "embed_dim=6,hidden_dim=8,head_count=2,num_layers=2,num_classes=3,patch_h=2,patch_w=2,stride=2"
-)
 PRACTICAL = "d2l,num_layers=1,image_h=8,image_w=8,patch_h=4,patch_w=4,embed_dim=8,head_count=2"
 PRACTICAL += ",hidden_dim=6,num_classes=3"
 
@@ -226,8 +224,8 @@ def test_the_photograph(inline, adapters, tmp_path):
 def test_a_unit_alone_is_planned_alone(suite):
     """Whatever was asked for, a suite's units alone are those, with the same numbers."""
     config = ViTConfig(embed_dim=8, head_count=2)
-    index = {"vectors": "basic-vit"}.get(suite, 3 if SUITES[suite].option else None)
-    for index in {index, None} if suite == "vectors" else {2 if suite == "identities" else index}:
+    single = 2 if suite == "identities" or SUITES[suite].option else None
+    for index in ("basic-vit", None) if suite == "vectors" else (single,):
         only = None if index is None else "v*"
         given = Settings(seed=7, dtype="float64", cases=9, case=(1, 2), law=5, only=only)
         alone = SUITES[suite].alone(given, (index,))
