@@ -56,11 +56,12 @@ from vitspec.testing.laws import PERMUTATIONS, permutations
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, RoundingArithmetic, rounded
 from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
 from vitspec.testing.settings import QUICK, Settings
+from vitspec.testing.smoke import smoke
 from vitspec.testing.strategies import vision_transformer_configs, vision_transformer_points
 from vitspec.testing.suites import LAWS
 from vitspec.testing.suites.photograph import photograph_trial
 from vitspec.testing.suites.suite import against_the_truth
-from vitspec.testing.trial import Trial, smoke
+from vitspec.testing.trial import Trial
 from vitspec.testing.variants import VARIANTS, Variant
 from vitspec.vision_transformer_config import VisionTransformerConfig
 

@@ -102,7 +102,7 @@ def inline(monkeypatch):
     def no_processes(workers):
         yield Pool()
 
-    monkeypatch.setattr(processes, "processes", no_processes)
+    monkeypatch.setattr(processes, "worker_pool", no_processes)
     monkeypatch.setattr(processes, "_taken_output", lambda: "")
 
 

@@ -21,14 +21,13 @@ from vitspec.commands.common import (
     progress,
     require_writable,
 )  # fmt: skip
+from vitspec.testing.settings import HOW, Settings
 
 if TYPE_CHECKING:
     from vitspec.testing.report.report import Report
     from vitspec.testing.results import Result
-    from vitspec.testing.settings import Settings
 
 _FILES = "Report files"
-_HOW = "How"
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,8 +35,6 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     The options stand where the command's own parameter `settings` does.
     """
-    from vitspec.testing.settings import Settings
-
     types = get_type_hints(Settings)
     options = [_option(one, types[one.name]) for one in fields(Settings)]
 
@@ -92,12 +89,14 @@ def check(
     timeout: Annotated[
         float,
         typer.Option(
-            min=0.1, help="Seconds without any result after which it hangs.", rich_help_panel=_HOW
+            min=0.1,
+            help="Seconds without any result after which it is taken to hang.",
+            rich_help_panel=HOW,
         ),
     ] = 300.0,
     declared: Annotated[
         Path | None,
-        typer.Option(help="TOML file of declared deviations.", rich_help_panel=_HOW),
+        typer.Option(help="TOML file of declared deviations.", rich_help_panel=HOW),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="JSON.", rich_help_panel=_FILES)] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML.", rich_help_panel=_FILES)] = None,

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from vitspec.testing.adapters.peers.registry import PEERS, MissingPeerError, load_peer
 from vitspec.testing.catalogue import deviation
 from vitspec.testing.families import FAMILIES
 from vitspec.testing.implementations import AdapterError, interface_problems
@@ -88,9 +89,6 @@ def planted_implementation(mistakes: str) -> Any:
 
 
 def _peer(target: str) -> Any:
-    # Here, because the adapters are made with this module.
-    from vitspec.testing.adapters.peers.registry import PEERS, MissingPeerError, load_peer
-
     if target not in PEERS:
         raise AdapterError(
             f"no implementation is named {target!r}; installed: {', '.join(names()) or 'none'};"

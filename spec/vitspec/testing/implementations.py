@@ -14,8 +14,8 @@ An implementation is any object with
 - `vjp(config, params, images, cotangent)`: cotangent (B, K) -> ({name: d_param}, d_images), the
   parameters' cotangents summed over the batch. Without it only the forward is checked;
 - `supports(config)`, if it cannot do all: None, or why not;
-- `closest(config)`, likewise: the nearest configuration that it can do. What the kit draws is then
-  of such configurations, where it would be passed over;
+- `closest(config)`, likewise: the nearest configuration that it can do. The kit then uses that
+  configuration instead of skipping the case;
 - `supports_size(config, height, width)`, if a "vision-transformer" takes images of another size
   than its configuration's, with interpolated positions: None, or why not those. Without it only
   images of the configuration's size are given.
@@ -81,7 +81,8 @@ def interface_problems(implementation: Any) -> Iterator[str]:
     if not callable(getattr(implementation, "forward", None)):
         yield "forward: expected a method"
     for method in ("vjp", "supports", "closest", "supports_size"):
-        if not callable(getattr(implementation, method, None) or len):
+        value = getattr(implementation, method, None)
+        if value is not None and not callable(value):
             yield f"{method}: expected a method, or none"
 
 
@@ -92,10 +93,10 @@ def dtypes_of(implementation: Any) -> tuple[Any, ...]:
 
 
 class Subject:
-    """An implementation under test, in one precision: all of the kit calls it through this.
+    """An implementation under test, in one precision: the kit evaluates it through this alone.
 
-    What it returns is NumPy's, of the names, shapes and types that it must have; whatever it raises
-    is an `AdapterError` that says where.
+    Its logits and gradients are NumPy's, of the names, shapes and types that they must have;
+    whatever it raises is an `AdapterError` that says where.
 
     Args:
         implementation: the user's object.
@@ -138,7 +139,7 @@ class Subject:
 
     @property
     def finer_dtypes(self) -> list[str]:
-        """The finer precisions that it computes in, too."""
+        """Those of its precisions that are finer than this one."""
         known = dtypes_of(self.implementation)
         return [d for d in known if PRECISIONS[d].u < self.precision.u]
 
@@ -224,7 +225,7 @@ class Subject:
     def guarded(self, method: str, where: Any) -> Iterator[None]:
         """Turn whatever the implementation raises into an `AdapterError` that says where.
 
-        Only `KeyboardInterrupt` and our own errors pass as they are.
+        Only `AdapterError` and `KeyboardInterrupt` pass unchanged.
         """
         try:
             yield
@@ -246,7 +247,7 @@ class Subject:
             AdapterError: names, shapes or types differ; at most eight are listed.
         """
         precision = self.precision
-        # What a function of the user's own returns is compared with itself alone.
+        # A function without a specification is compared only with itself: any float type will do.
         exactly = precision.own_type and self.spec in FAMILIES
         kind = precision.carrier if exactly else "float"
         problems = [f"{n}: missing, expected shape {expected[n]}" for n in expected.keys() - found]

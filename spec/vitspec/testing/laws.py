@@ -34,7 +34,7 @@ class Sides:
         left: the value, in float64.
         right: what it must be.
         size: the sum of the magnitudes of all that both sides add up.
-        noises: how many results of the implementation, each with a noise of its own, are in them.
+        noises: by how many times the noise of one result the two may differ.
     """
 
     left: Array
@@ -43,18 +43,19 @@ class Sides:
     noises: int = 1
 
 
-def moved(trial: Trial, again: Flat) -> list[str]:
+def changed_between_runs(trial: Trial, again: Flat) -> list[str]:
     """Determinism: the names of the tensors whose bits differ between two runs at one point."""
-    return [name for name, value in trial.found.items() if not _same_bits(value, again[name])]
+    found = trial.found.items()
+    return [n for n, value in found if n not in again or not _same_bits(value, again[n])]
 
 
-def scaled(trial: Trial, factor: float) -> dict[str, Sides]:
+def scale_sides(trial: Trial, factor: float) -> dict[str, Sides]:
     """vjp(a g) / a = vjp(g), for a power of two; a stray constant, or a clipped gradient, shows."""
     larger = trial.gradients(factor * _wide(trial.point.cotangent))
     return {name: _pair(_wide(value) / factor, trial.found[name]) for name, value in larger.items()}
 
 
-def added(first: Flat, second: Flat, both: Flat) -> dict[str, Sides]:
+def linearity_sides(first: Flat, second: Flat, both: Flat) -> dict[str, Sides]:
     """Linearity: vjp(g + h) = vjp(g) + vjp(h), of the gradients for g, h and g + h."""
     sides = {}
     for name in both:
@@ -63,7 +64,7 @@ def added(first: Flat, second: Flat, both: Flat) -> dict[str, Sides]:
     return sides
 
 
-def split(trial: Trial) -> dict[str, Sides]:
+def split_sides(trial: Trial) -> dict[str, Sides]:
     """A batch gives what its images give one by one; parameters' gradients add up."""
     point, found = trial.point, trial.found
     singles = [
@@ -176,7 +177,7 @@ def _take(flat: Mapping[str, Array], orders: Mapping[str, Array]) -> Flat:
 
 
 def _for_all(order: Array, size: int) -> Array:
-    """The order of an axis that may count the same several times over."""
+    """The order, repeated where an axis is several copies of the dimension side by side."""
     return np.concatenate([order + start for start in range(0, size, len(order) or 1)] or [order])
 
 

@@ -16,16 +16,8 @@ from vitspec.testing.run import check
 from vitspec.testing.settings import QUICK
 from vitspec.testing.suites import SUITES
 
-INTERPOLATION_CHECKS = SUITES["interpolation"].checks
-FULL_CHECKS = ("vector.*",)
-"""Checks that need `--vitspec-full`; otherwise they are skipped."""
-CHECKS = tuple(
-    dict.fromkeys(
-        (*SUITES["case"].checks, *INTERPOLATION_CHECKS, *SUITES["law"].checks, "ill-formed.*",
-         *FULL_CHECKS)
-    )
-)  # fmt: skip
-"""The checks that have a test each."""
+CHECKS = {check: suite for suite in SUITES.values() for check in suite.tests}
+"""The checks that have a test each, and the suites that they are of."""
 
 _options: dict[str, Any] = {}
 
@@ -54,7 +46,7 @@ def parametrize_with_checks(
     ...     check(implementation)
     """
     reasons = expected_failures or {}
-    if unknown := sorted(reasons.keys() - set(CHECKS)):
+    if unknown := sorted(reasons.keys() - CHECKS.keys()):
         raise ValueError(f"no check is named {', '.join(unknown)}; known: {', '.join(CHECKS)}")
     cases = [
         pytest.param(
@@ -65,7 +57,7 @@ def parametrize_with_checks(
         )
         for one in implementations
         for name in CHECKS
-        if name not in INTERPOLATION_CHECKS or Subject(one).takes_other_sizes
+        if CHECKS[name] is not SUITES["interpolation"] or Subject(one).takes_other_sizes
     ]
     return pytest.mark.parametrize(("implementation", "check"), cases)
 
@@ -75,7 +67,7 @@ def named_check(name: str) -> Callable[[Any], None]:
 
     def check_implementation(implementation: Any) -> None:
         __tracebackhide__ = True
-        if name in FULL_CHECKS and not _options.get("vectors"):
+        if CHECKS[name].only_in_full and not _options.get("vectors"):
             pytest.skip("needs --vitspec-full")
         report = check_and_raise(implementation, {**_options, "only": name})
         if all(r.status == "skipped" for r in report.results):

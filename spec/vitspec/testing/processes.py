@@ -58,7 +58,7 @@ def check_targets(
         reports: a new report for each target.
         settings: what to check.
         workers: how many processes.
-        timeout: seconds without any result after which the implementation hangs.
+        timeout: seconds without any result after which it is taken to hang.
 
     Yields:
         Whatever is done, as it comes.
@@ -67,7 +67,7 @@ def check_targets(
         AdapterError: an implementation does not even work on a one-block model.
     """
     start = time.monotonic()
-    with processes(workers) as pool:
+    with worker_pool(workers) as pool:
         _begin_all(pool, reports, settings, timeout)
         futures = {
             pool.submit(_run_units, target, settings, places): (target, places)
@@ -81,7 +81,7 @@ def check_targets(
             report.output += done.output
             report.seconds = time.monotonic() - start
             yield done
-        if done.trouble:  # the last, as all since it began
+        if done.trouble:  # once there is trouble, every later item has it: the last one tells
             terminate(pool)
 
 
@@ -106,7 +106,7 @@ def _begin_all(
 
 
 def _batches(places: Sequence[Place]) -> Iterator[tuple[Place, ...]]:
-    """Units of a suite that a process runs before it reports."""
+    """The places in batches, each for one task of the pool."""
     for suite in SUITES.values():
         own = [place for place in places if place.suite == suite.name]
         for i in range(0, len(own), suite.batch):
@@ -153,7 +153,7 @@ def _outcome(
 
 
 @contextmanager
-def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes with one thread each, which keep their standard output to themselves."""
     # One thread each: the processes share the cores, and threads beyond that only wait for each
     # other. No shape checks on what the kit itself draws. And the processes share a GPU.

@@ -19,7 +19,7 @@ class Place:
     Attributes:
         suite: the name of the suite, of `vitspec.testing.suites.SUITES`; "" for the whole.
         index: which of its units: a number, or the name of a test vector; None if it has but one.
-        more: how many units after that one are meant as well.
+        more: how many further units are included.
 
     >>> str(Place("case", 17)), str(Place("photograph")), str(Place("vectors", "edge-one-token"))
     ('case 17', 'photograph', 'vector edge-one-token')
@@ -54,10 +54,10 @@ class Result:
         status: passed; failed; xfailed (a declared deviation); xpassed (declared, yet it passed);
             skipped (not applicable, with the reason); errored (the implementation did not run).
         grades: the verdicts on single tensors, if the check grades any.
-        reason: why it failed or was skipped, in a line.
+        reason: what happened, in a line.
         point: what was evaluated, in words.
-        undecided: what was compared where rounding hides too much for a verdict.
-        again: what runs this check at this place again.
+        undecided: the comparison, if rounding is too large for a verdict.
+        again: the settings that run this check at this place again.
     """
 
     check: str

@@ -14,11 +14,8 @@ from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import QUICK, Settings
+from vitspec.testing.smoke import smoke
 from vitspec.testing.suites import SUITES
-from vitspec.testing.trial import smoke
-
-NOT_BY_NAME = ("run", "supports", "interpolation.supports")
-"""Results that say why checks were not made; `--only` does not ask for them."""
 
 
 def check(implementation: Any, settings: Settings = QUICK, **changes: Any) -> Report:
@@ -69,7 +66,7 @@ def new_report(subject: Subject, settings: Settings, target: str = "") -> Report
 
 
 def begin(subject: Subject, settings: Settings) -> None:
-    """Whether the implementation works at all, on a one-block model.
+    """Try the implementation on a one-block model, if it has a specification.
 
     Raises:
         AdapterError: it does not; nothing else is worth running.
@@ -96,22 +93,21 @@ def run_unit(subject: Subject, settings: Settings, place: Place) -> list[Result]
 
 
 def again(settings: Settings, result: Result, places: tuple[Place, ...] = ()) -> Settings:
-    """What runs a result again, and nothing else.
+    """The settings that reproduce a result.
 
     Args:
         settings: what it was found with.
         result: of a unit.
-        places: all units that it is of, if there are several.
+        places: every unit of the batch, if it is not known of which one it is.
     """
-    indices = tuple(place.index for place in places or (result.place,))
-    alone = SUITES[result.place.suite].alone(settings, indices)
-    return alone if result.check in NOT_BY_NAME else replace(alone, only=result.check)
+    suite = SUITES[result.place.suite]
+    alone = suite.alone(settings, tuple(place.index for place in places or (result.place,)))
+    return replace(alone, only=result.check) if suite.runs(result.check) else alone
 
 
 def shown_order(result: Result) -> tuple[int, str, int, str]:
-    """Where a report shows a result, whichever came first."""
-    first, place = ("photograph", "case", "interpolation", "law"), result.place
-    named = isinstance(place.index, str)
-    rank = first.index(place.suite) if place.suite in first else len(first) + (not named)
+    """The sort key for the order of results in a report."""
+    place = result.place
     number = place.index if isinstance(place.index, int) else 0
-    return rank, place.suite, number, str(place.index) if named else ""
+    name = place.index if isinstance(place.index, str) else ""
+    return SUITES[place.suite].order(place), place.suite, number, name

@@ -14,12 +14,6 @@ from vitspec.testing.families import Config
 WHAT, HOW = "What to check", "How"
 """The groups of options."""
 
-NOTHING: dict[str, Any] = {
-    "cases": 0, "interpolations": 0, "laws": 0,
-    "photograph": False, "vectors": False, "ill_formed": False,
-}  # fmt: skip
-"""Fields of `Settings` with which nothing is checked."""
-
 
 def _option(words: str, panel: str = WHAT, **how: Any) -> dict[str, Any]:
     """What `vitspec check --help` and the pages say of a field of `Settings`, and its limits.
@@ -28,7 +22,8 @@ def _option(words: str, panel: str = WHAT, **how: Any) -> dict[str, Any]:
         words: one sentence.
         panel: the group of options that it stands in.
         how: `min`, the smallest number; `always`, whether a printed command names it even where it
-            has its default.
+            has its default; `off`, its value with which the kind of check that it is about is left
+            out.
     """
     return {"words": words, "panel": panel, **how}
 
@@ -37,22 +32,24 @@ def _option(words: str, panel: str = WHAT, **how: Any) -> dict[str, Any]:
 class Settings:
     """What to check; each field is an option of `vitspec check` of the same name."""
 
-    cases: int = field(default=100, metadata=_option("Small random configurations each.", min=0))
+    cases: int = field(
+        default=100, metadata=_option("Small random configurations each.", min=0, off=0)
+    )
     interpolations: int = field(
         default=12,
         metadata=_option(
-            "Small cases with images of another size, if it interpolates positions.", min=0
+            "Small cases with images of another size, if it interpolates positions.", min=0, off=0
         ),
     )
     laws: int = field(
-        default=4, metadata=_option("Small cases for the laws and identities.", min=0)
+        default=4, metadata=_option("Small cases for the laws and identities.", min=0, off=0)
     )
     photograph: bool = field(
-        default=True, metadata=_option("The photograph, ViT-Base/16 at full size.")
+        default=True, metadata=_option("The photograph, ViT-Base/16 at full size.", off=False)
     )
-    vectors: bool = field(default=True, metadata=_option("The shipped test vectors."))
+    vectors: bool = field(default=True, metadata=_option("The shipped test vectors.", off=False))
     ill_formed: bool = field(
-        default=True, metadata=_option("That ill-formed configurations are refused.")
+        default=True, metadata=_option("That ill-formed configurations are refused.", off=False)
     )
     identities: bool = field(
         default=False, metadata=_option("Only what needs no specification: works for any model.")
@@ -89,7 +86,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        """One number, or one name, stands for itself alone."""
+        """Wrap a single number or name in a tuple."""
         for one in fields(self):
             value = getattr(self, one.name)
             if one.default == () and not isinstance(value, tuple):
@@ -113,18 +110,25 @@ class Settings:
     @property
     def names_units(self) -> bool:
         """Whether single cases, laws or vectors are asked for, and so nothing else is checked."""
-        return bool(self.case or self.interpolation or self.law or self.vector)
+        return any(getattr(self, one.name) for one in fields(self) if one.default == ())
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is left out: what passes then passes everywhere."""
-        changed = {name for name, _ in self.changes()}
-        return changed <= {"seed", "cases", "interpolations", "laws", "dtype"}
+        """Whether every kind of check is asked for, of the models that the kit chooses."""
+        free = {
+            one.name for one in fields(self) if isinstance(one.default, int) and one.default > 1
+        }
+        return {name for name, _ in self.changes()} <= free | {"seed", "dtype"}
 
     def only_for(self, **what: Any) -> Settings:
-        """What to check anew, with the numbers, the precision and the configuration of these."""
+        """New settings that keep this seed, precision, configuration and `only`, and add `what`."""
         kept = {"config": self.config, "only": self.only, "dtype": self.dtype, "seed": self.seed}
         return Settings(**kept | what)
+
+    def nothing_but(self, **what: Any) -> Settings:
+        """The same, with every kind of check left out but what is said here."""
+        off = {one.name: one.metadata["off"] for one in fields(self) if "off" in one.metadata}
+        return self.only_for(**off | what)
 
     def as_options(self) -> str:
         """The options of `vitspec check` that say the same, as one types them."""
@@ -143,11 +147,6 @@ class Settings:
         return shlex.join(words)
 
 
-def described(one: Any) -> str:
-    """A field of `Settings` in one sentence."""
-    return str(one.metadata["words"])
-
-
 def settings_table() -> str:
     """Every option, its default and what it says, as a Markdown table."""
     lines = ["| option | field | default | |", "| --- | --- | --- | --- |"]
@@ -155,12 +154,12 @@ def settings_table() -> str:
         name = f"--{one.name.replace('_', '-')}"
         switch = f"{name}, --no-{name[2:]}" if one.default is True else name
         default = "" if one.default in (None, ()) else repr(one.default)
-        lines.append(f"| `{switch}` | `{one.name}` | {default} | {described(one)} |")
+        lines.append(f"| `{switch}` | `{one.name}` | {default} | {one.metadata['words']} |")
     return "\n".join(lines)
 
 
 Settings.__doc__ = f"{Settings.__doc__}\n\nAttributes:\n" + "\n".join(
-    f"    {one.name}: {described(one)}" for one in fields(Settings)
+    f"    {one.name}: {one.metadata['words']}" for one in fields(Settings)
 )
 
 QUICK = Settings(cases=8, interpolations=2, photograph=False, vectors=False)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vitspec.testing.families import KINK_MARGIN, AnyCase
-from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import Precision
 from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
 from vitspec.testing.results import WHOLE, Place, Result, graded
@@ -22,16 +22,17 @@ from vitspec.testing.tolerance import Grade, Price, grade
 CASE_RUNS = 12
 """Noise runs that set the price of a small case, where each is a small sample of rounding."""
 LAW_FACTOR = 8.0
-"""A law compares results that all err, perhaps of a function that rounds worse than the truth."""
+"""How many times wider a law's bound is: both of its sides have rounding errors, and perhaps larger
+ones than the specification's."""
 
 
 def kink_margin(precision: Precision) -> float:
-    """How far a small case keeps the inputs of its ReLUs from 0, out of the precision's reach."""
+    """How far from 0 the inputs of a small case's ReLUs stay: rounding cannot take one across."""
     return max(KINK_MARGIN, 32 * precision.u)
 
 
 class Trial:
-    """An implementation at one point.
+    """What is found, true and allowed at one point.
 
     Args:
         subject: what is checked.
@@ -40,7 +41,7 @@ class Trial:
         runs: the number of noise runs.
         place: what results call it.
         description: the same in words.
-        taps: whether intermediate values are compared too.
+        taps: whether truth and prices include intermediate values.
     """
 
     def __init__(
@@ -115,47 +116,3 @@ def case_trial(subject: Subject, case: AnyCase, place: Place = WHOLE, taps: bool
     margin, rng = kink_margin(subject.precision), np.random.default_rng([case.seed, 3])
     point = Point.of(case).away_from_kinks(margin).rounded(subject.precision)
     return Trial(subject, point, rng, place=place, description=repr(case), taps=taps)
-
-
-# ---- first of all: is it an adapter? -----------------------------------------------------------
-
-GROSS = 2**10
-"""Two runs that differ by this many roundings are no matter of the order of sums."""
-
-
-def smoke(subject: Subject, config: Any = None) -> Any:
-    """Whether the adapter works at all: shapes, types, finite numbers, on two images.
-
-    Returns:
-        The configuration that it was tried on.
-
-    Raises:
-        AdapterError: it does not; nothing else is worth running.
-    """
-    family, name = subject.family, subject.name
-    candidates = [config] if config else [subject.closest(c) for c in family.smoke_configs]
-    reasons = [subject.why_unsupported(c) for c in candidates]
-    if all(reasons):
-        raise AdapterError(
-            f"{name} supports none of the configurations that were tried "
-            f"(the last, {candidates[-1]!r}: {reasons[-1]}); name one that it does: --config"
-        )
-    case = family.smoke_case(candidates[reasons.index(None)])
-    trial = Trial(subject, Point.of(case).rounded(subject.precision), np.random.default_rng(0))
-    before = {name: leaf.tobytes() for name, leaf in trial.point.params.items()}
-    found = trial.found
-    wrong = [n for n, value in found.items() if not np.isfinite(np.asarray(value, float)).all()]
-    if wrong:
-        raise AdapterError(f"{name} gave NaN or infinity on {case}: {', '.join(sorted(wrong)[:5])}")
-    if any(leaf.tobytes() != before[n] for n, leaf in trial.point.params.items()):
-        raise AdapterError(f"{name} changed its parameters")
-    again = trial.evaluate(trial.point)
-    for tensor, value in found.items():
-        apart = np.linalg.norm(np.asarray(again[tensor], float) - np.asarray(value, float))
-        size = np.linalg.norm(value)
-        if apart > GROSS * subject.precision.u * size:
-            raise AdapterError(
-                f"{name} gives something else on every run: {tensor} moved by "
-                f"{apart / size:.0e} of its size; is dropout on, or a seed not fixed?"
-            )
-    return case.config

@@ -28,7 +28,7 @@ def cases(
     chosen: list[AnyCase] = []
     notes, family = [], subject.family
     for i, telling in enumerate(family.telling_cases):
-        case = replace(telling, seed=4 * seed + i)
+        case = replace(telling, seed=len(family.telling_cases) * seed + i)
         wishes = [family.with_config(case, config)] if config else [*family.friendlier(case)]
         near = subject.closest(case.config)
         if not config and near != case.config:

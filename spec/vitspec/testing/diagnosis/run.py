@@ -16,8 +16,8 @@ from vitspec.testing.diagnosis.search import Match, Search, same_function
 from vitspec.testing.families import FAMILIES, Config
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS
+from vitspec.testing.smoke import smoke
 from vitspec.testing.tolerance import worst
-from vitspec.testing.trial import smoke
 
 SHOWN = 3
 """Deviations that are shown."""

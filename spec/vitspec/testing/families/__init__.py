@@ -8,7 +8,7 @@ size of the images in it.
 from __future__ import annotations
 
 from vitspec.config import ViTConfig
-from vitspec.testing.families.family import KINK_MARGIN, Drawn, Family, nearest_gap, off_kinks
+from vitspec.testing.families.family import KINK_MARGIN, DrawnCase, Family, nearest_gap, off_kinks
 from vitspec.testing.families.lean import MODELS, Case, LeanFamily
 from vitspec.testing.families.practical import PracticalFamily, VisionTransformerCase
 from vitspec.vision_transformer_config import VisionTransformerConfig
@@ -20,7 +20,7 @@ __all__ = [
     "AnyCase",
     "Case",
     "Config",
-    "Drawn",
+    "DrawnCase",
     "Family",
     "LeanFamily",
     "PracticalFamily",

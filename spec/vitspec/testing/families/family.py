@@ -2,8 +2,8 @@
 
 A *family* is a function that an implementation may claim to compute: how its specification is built
 from flat parameters, how cases of it are drawn, which configuration it has at full size, what it
-must refuse, where a diagnosis looks, and which mistakes of the catalogue can show in it. Everything
-that differs from family to family is here; what is the same for all is written once, in this file.
+must refuse, where a diagnosis looks, and which mistakes of the catalogue can show in it. Each
+family's own part is in a file of its own; what families share is in this one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ KINK_MARGIN = 1e-3
 """How far from 0 `Family.away_from_kinks` keeps the inputs of the ReLUs."""
 
 
-class Drawn:
-    """What every case draws from its seed; the arrays are float64 and the same on every call.
+class DrawnCase:
+    """The base of all cases: draws every array from `seed`, in float64, the same on every call.
 
     A case is small to print and complete to reproduce: a model, images, cotangents and tangents,
     all drawn from one seed.
@@ -85,11 +85,12 @@ class Family(ABC):
         name: what an implementation claims to be.
         config_type: of its configurations.
         full_size: the configuration of ViT-Base/16, on images of `FULL_SIZE_IMAGE`.
-        smoke_configs: one-block models, tried in turn until the implementation supports one; then
-            ViT-Base/16.
-        ill_formed: for each rule of the configuration, what breaks it in the first of these.
-        telling_cases: where a diagnosis looks: every mistake shows in one of them, and no two look
-            alike in all. The last is what everybody supports.
+        smoke_configs: one-block models, tried in turn until the implementation supports one; the
+            last is ViT-Base/16.
+        ill_formed: for each rule of the configuration, what breaks it in the first of
+            `smoke_configs`.
+        telling_cases: where a diagnosis looks: every mistake shows in one of them, and no two
+            mistakes look alike in all of them. The last case is what everybody supports.
         backward_order: the parameters' names, without the layer, in the order in which a backward
             gets to their gradients; the layers' come last layer first.
         interpolates: whether there are positions for images of another size.
@@ -112,7 +113,7 @@ class Family(ABC):
         """The specification's record of these parameters."""
 
     def call(self, config: Any, image_shape: Shape) -> dict[str, Any]:
-        """What a call of the model on images of this size is given besides, by keyword."""
+        """Extra keyword arguments for calling the model on images of this size."""
         return {}
 
     @abstractmethod
@@ -133,7 +134,7 @@ class Family(ABC):
 
     @abstractmethod
     def cls_rows(self, config: Any) -> int:
-        """How many rows of the sequence are no patch's."""
+        """How many tokens stand for no patch."""
 
     def mistakes(self, other_sizes: bool = False) -> tuple[Deviation, ...]:
         """The mistakes of the catalogue that can show in it, as they are planted there.
@@ -196,8 +197,8 @@ class Family(ABC):
 
         At 0 the derivative of the ReLU jumps. Where rounding takes an input across, a correct
         implementation computes the other one-sided derivative, far from this one: in float32 a
-        ViT-Base/16 has several such among its seven million. So gradients are compared where they
-        exist with room to spare. For each hidden feature the bias moves 0 to the middle of the
+        ViT-Base/16 has several such inputs among its seven million. So gradients are compared where
+        they exist with room to spare. For each hidden feature the bias moves 0 to the middle of the
         nearest gap between the tokens' values that is wide enough; this shifts most by less than
         1e-2. A model whose activation has no kink is returned as it is.
 

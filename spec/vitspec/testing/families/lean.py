@@ -20,7 +20,7 @@ from vitspec.models.vit import ViTClsSpec, ViTSpec
 from vitspec.testing.families.family import (
     FULL_SIZE_IMAGE,
     SMOKE_IMAGE,
-    Drawn,
+    DrawnCase,
     Family,
     Shape,
 )
@@ -31,7 +31,7 @@ MODELS: dict[str, type[Any]] = {"vit": ViTSpec, "vit-cls": ViTClsSpec}
 
 
 @dataclass(frozen=True)
-class Case(Drawn):
+class Case(DrawnCase):
     """One of the Lean mirror's models at one point."""
 
     spec: str

@@ -27,7 +27,7 @@ from vitspec.models.block import Setting, block_trace
 from vitspec.models.conditions import PLAIN, Conditions
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.models.vision_transformer_parameters import parameter_shapes
-from vitspec.testing.families.family import Drawn, Family, Shape
+from vitspec.testing.families.family import DrawnCase, Family, Shape
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -44,7 +44,7 @@ _TINY, _OFFSET, _LARGE = 0.1, 3.0, 4.0
 
 
 @dataclass(frozen=True)
-class VisionTransformerCase(Drawn):
+class VisionTransformerCase(DrawnCase):
     """One model of the practical family at one point."""
 
     spec: ClassVar[str] = NAME

@@ -13,7 +13,13 @@ import numpy as np
 from vitspec.testing.identities.differences import Slope, slope
 from vitspec.testing.identities.evaluation import Evaluation
 from vitspec.testing.identities.results import COARSE, FACTOR, Comparison, judged, told
-from vitspec.testing.laws import Sides, added, moved, scaled, split
+from vitspec.testing.laws import (
+    Sides,
+    changed_between_runs,
+    linearity_sides,
+    scale_sides,
+    split_sides,
+)
 from vitspec.testing.precision import rounded
 from vitspec.testing.reference import Flat
 from vitspec.testing.results import Result
@@ -40,7 +46,7 @@ def laws(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
 
 def determinism(e: Evaluation) -> Result:
     """Two runs agree bit by bit."""
-    formula, names = "forward and vjp give the same bits twice", moved(e, e.again)
+    formula, names = "forward and vjp give the same bits twice", changed_between_runs(e, e.again)
     if not names:
         return told("determinism", formula)
     runs = {name: (e.values[name], e.again[name].astype(np.float64)) for name in names}
@@ -64,7 +70,7 @@ def unused_parameters(e: Evaluation) -> Result:
 def scale(e: Evaluation) -> Result:
     """A cotangent times a power of two, which rounds nothing, gives the gradients times it."""
     factor = 8.0 if e.precision.name == "float16" else 2.0**20
-    both = [_compared(e, scaled(e, a)) for a in (factor, 1 / factor)]
+    both = [_compared(e, scale_sides(e, a)) for a in (factor, 1 / factor)]
     worst: Compared = {k: max((one[k] for one in both), key=lambda c: c.worst) for k in both[0]}
     return judged("scale of the cotangent", "vjp(a g) = a vjp(g), a = 2^k", worst)
 
@@ -74,7 +80,7 @@ def linearity(e: Evaluation, rng: np.random.Generator) -> Result:
     g = e.point.cotangent.astype(np.float64)
     size = float(np.sqrt(np.mean(g**2))) or 1.0
     other = rounded(size * rng.standard_normal(g.shape), e.precision)
-    sides = added(e.values, e.gradients(other), e.gradients(g + other))
+    sides = linearity_sides(e.values, e.gradients(other), e.gradients(g + other))
     formula = "vjp(g) + vjp(g') = vjp(g + g')"
     return judged("linearity in the cotangent", formula, _compared(e, sides))
 
@@ -87,7 +93,7 @@ def batch_split(e: Evaluation) -> Iterator[Result]:
         for name, formula in zip(names, formulas, strict=True):
             yield told(name, formula, status="skipped", reason="the batch has one image")
         return
-    found = _compared(e, split(e))
+    found = _compared(e, split_sides(e))
     logits: Compared = {("logits",): found.pop(("logits",))}
     yield judged(names[0], formulas[0], logits)
     yield judged(names[1], formulas[1], found)

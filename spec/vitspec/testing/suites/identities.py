@@ -24,7 +24,7 @@ SHOWN = 3
 
 
 class Identities(Suite):
-    """Of a specified function, or of one with `spec = "other"` and an `example` method."""
+    """Identities of a specified function, or of one with `spec = "other"` and an `example`."""
 
     name = "identities"
     checks = ("identity.*",)
@@ -39,7 +39,7 @@ class Identities(Suite):
         return range(settings.laws)
 
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
-        """All points up to the last of these."""
+        """The settings that run all points up to the last of these."""
         return settings.only_for(identities=True, laws=max(indices) + 1)
 
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
@@ -75,7 +75,7 @@ def _supported_point(subject: Subject, settings: Settings, index: int) -> Point 
 
 
 def _short(grade: Grade) -> Grade:
-    """The verdict on the tensors that an identity ties together, the first few of them named."""
+    """The grade with at most `SHOWN` tensor names."""
     names = grade.tensor.split(", ")
     more = ", ..." if len(names) > SHOWN else ""
     return replace(grade, tensor=", ".join(names[:SHOWN]) + more)

@@ -12,7 +12,7 @@ from vitspec.testing.families import FAMILIES
 from vitspec.testing.implementations import Subject
 from vitspec.testing.reference import Point
 from vitspec.testing.results import Result
-from vitspec.testing.settings import NOTHING, Settings
+from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import Index, Suite
 
 
@@ -23,6 +23,7 @@ class IllFormed(Suite):
     checks = tuple(
         dict.fromkeys(f"ill-formed.{rule}" for one in FAMILIES.values() for rule in one.ill_formed)
     )
+    tests = ("ill-formed.*",)
 
     def units(self, settings: Settings) -> list[Index]:
         """One for all rules."""
@@ -30,7 +31,7 @@ class IllFormed(Suite):
 
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
         """The rules and nothing else."""
-        return settings.only_for(**NOTHING | {"ill_formed": True})
+        return settings.nothing_but(ill_formed=True)
 
     def run(self, subject: Subject, settings: Settings, index: Any) -> Iterator[Result]:
         """The implementation raises an error for a configuration that breaks a rule."""
@@ -40,6 +41,10 @@ class IllFormed(Suite):
         for label, change in family.ill_formed.items():
             check, config = f"ill-formed.{label}", replace(good, **change)
             if not settings.wants(check):
+                continue
+            if not config.violations():
+                harmless = f"the closest configuration that it can do breaks no rule with {change}"
+                yield Result(check, self.place(), "skipped", reason=harmless, point=repr(config))
                 continue
             try:
                 reason = subject.why_unsupported(config)

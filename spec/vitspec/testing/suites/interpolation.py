@@ -10,20 +10,19 @@ from vitspec.testing.families import AnyCase, Family
 from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
-from vitspec.testing.suites.suite import Numbered, against_the_truth
+from vitspec.testing.suites.suite import Numbered
+from vitspec.testing.trial import Trial
 
 
 class Interpolation(Numbered):
-    """The gradient of the positions passes through the transpose of the interpolation."""
+    """Logits and gradients: that of the positions passes through the interpolation's transpose."""
 
     name = option = "interpolation"
-    checks = ("interpolation.forward", "interpolation.vjp")
-    batch = 5
+    count = "interpolations"
+    prefix = "interpolation."
+    checks = tests = ("interpolation.forward", "interpolation.vjp")
+    batch, rank = 5, 2
     stream = (2,)
-
-    def units(self, settings: Settings) -> range:
-        """As many as are asked for."""
-        return range(settings.interpolations)
 
     def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
         """More patches, fewer, or both."""
@@ -35,10 +34,9 @@ class Interpolation(Numbered):
             return
         if index and not subject.takes_other_sizes:
             return  # one result is enough to say that nothing was checked
-        trial = self.trial(subject, settings, index)
-        config, size = trial.point.config, trial.point.images.shape[2:]
-        reason = subject.why_unsupported(config) or subject.why_size_unsupported(config, size)
-        if reason:
-            yield trial.skip("interpolation.supports", reason)
-            return
-        yield from against_the_truth(trial, settings, "interpolation.")
+        yield from super().run(subject, settings, index)
+
+    def why_unsupported(self, trial: Trial) -> str | None:
+        """Of the configuration, or of the size."""
+        subject, config, size = trial.subject, trial.point.config, trial.point.images.shape[2:]
+        return subject.why_unsupported(config) or subject.why_size_unsupported(config, size)

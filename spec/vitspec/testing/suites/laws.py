@@ -7,17 +7,23 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from vitspec.testing.families import AnyCase, Family
-from vitspec.testing.implementations import Subject
-from vitspec.testing.laws import PERMUTATIONS, added, moved, permutations, scaled, split
+from vitspec.testing.laws import (
+    PERMUTATIONS,
+    changed_between_runs,
+    linearity_sides,
+    permutations,
+    scale_sides,
+    split_sides,
+)
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
-from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered, against_the_truth
+from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered
 from vitspec.testing.trial import Trial
 
 
 def determinism(trial: Trial) -> Result:
     """The same point twice gives the same bits."""
-    names = moved(trial, trial.evaluate(trial.point))
+    names = changed_between_runs(trial, trial.evaluate(trial.point))
     if not names:
         return Result("determinism", trial.place, "passed", point=trial.description)
     reason = f"differs from run to run: {', '.join(names[:5])}"
@@ -33,20 +39,20 @@ def linearity(trial: Trial) -> Result:
         g, h = g + 1, h - 1
     cotangents = [x.astype(own.dtype) for x in (g, h, g + h)]
     scale = sum(float(np.linalg.norm(x) / np.linalg.norm(own)) for x in cotangents)
-    sides = added(*(trial.gradients(x) for x in cotangents))
+    sides = linearity_sides(*(trial.gradients(x) for x in cotangents))
     grades = [trial.compare(name, s.left, s.right, scale) for name, s in sides.items()]
     return trial.result("linearity", grades)
 
 
 def scale(trial: Trial) -> Result:
     """Four times the cotangent gives four times the gradients."""
-    grades = [trial.compare(name, s.left, s.right) for name, s in scaled(trial, 4.0).items()]
+    grades = [trial.compare(name, s.left, s.right) for name, s in scale_sides(trial, 4.0).items()]
     return trial.result("scale", grades)
 
 
 def batch_split(trial: Trial) -> Result:
     """A batch gives what its images give one by one."""
-    sides = sorted(split(trial).items())
+    sides = sorted(split_sides(trial).items())
     return trial.result("batch-split", [trial.compare(n, s.left, s.right) for n, s in sides])
 
 
@@ -56,7 +62,7 @@ LAWS: dict[str, Callable[[Trial], Result]] = {
     "scale": scale,
     "batch-split": batch_split,
 }
-"""Those of any differentiable function; then the permutations."""
+"""The laws of any differentiable function."""
 OF_GRADIENTS = ("linearity", "scale")
 
 
@@ -64,26 +70,20 @@ class Laws(Numbered):
     """Small cases whose patches tile the image, so that they can be moved."""
 
     name = option = "law"
+    count = "laws"
     checks = (*AGAINST_THE_TRUTH, *LAWS, *PERMUTATIONS)
+    tests = (*LAWS, *PERMUTATIONS)
+    rank = 3
     stream = (1,)
-
-    def units(self, settings: Settings) -> range:
-        """As many as are asked for."""
-        return range(settings.laws)
 
     def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
         """Patches tile the image."""
         return family.tiled_case(rng)
 
-    def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
-        """Against the truth, then against the implementation itself."""
-        trial = self.trial(subject, settings, index)
-        if reason := subject.why_unsupported(trial.point.config):
-            yield trial.skip("supports", reason)
-            return
-        yield from against_the_truth(trial, settings)
+    def more(self, trial: Trial, settings: Settings) -> Iterator[Result]:
+        """Against the implementation itself."""
         for name, law in LAWS.items():
-            if settings.wants(name) and name in OF_GRADIENTS and not subject.has_vjp:
+            if settings.wants(name) and name in OF_GRADIENTS and not trial.subject.has_vjp:
                 yield trial.skip(name, "it has no vjp")
             elif settings.wants(name):
                 yield law(trial)

@@ -12,7 +12,7 @@ from vitspec.testing.implementations import Subject
 from vitspec.testing.photograph import load_photograph
 from vitspec.testing.reference import Point
 from vitspec.testing.results import Place, Result
-from vitspec.testing.settings import NOTHING, Settings
+from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Index, Suite, against_the_truth
 from vitspec.testing.trial import Trial
 
@@ -25,6 +25,7 @@ class Photograph(Suite):
 
     name = "photograph"
     checks = AGAINST_THE_TRUTH
+    rank = 0
 
     def units(self, settings: Settings) -> list[Index]:
         """One, where no other configuration is asked for."""
@@ -32,7 +33,7 @@ class Photograph(Suite):
 
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
         """The photograph and nothing else."""
-        return settings.only_for(**NOTHING | {"photograph": True})
+        return settings.nothing_but(photograph=True)
 
     def run(self, subject: Subject, settings: Settings, index: Any) -> Iterator[Result]:
         """Against the truth."""
@@ -51,7 +52,7 @@ def photograph_trial(subject: Subject, seed: int, config: Config | None = None) 
     params = family.full_size_parameters(config, rng)
     cotangent = rng.standard_normal((1, config.num_classes))
     point = Point(subject.spec, config, params, load_photograph()[None], cotangent)
-    del params
+    del params  # frees their memory before the point is made anew
     point = point.away_from_kinks().rounded(subject.precision)
     description = f"the photograph, {config!r}"
     return Trial(subject, point, rng, RUNS, Place("photograph"), description)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,20 +22,26 @@ class Suite(ABC):
     """One kind of check; `vitspec.testing.run` knows it by this interface alone.
 
     Attributes:
-        name: permanent; the first word of its places.
-        checks: the names of the checks that it may run, which may have `*`.
+        name: permanent; `Place.suite` of all of its places.
+        checks: the names of the checks that it may run; one that ends with `*` stands for several.
         option: the field of `Settings` that asks for single units of it; "" if none does.
         batch: units that a process runs before it reports.
+        rank: where a report shows it: the lowest first, and those of one rank by name.
+        tests: the checks that are a pytest test each.
+        only_in_full: whether these need `--vitspec-full`.
     """
 
     name: ClassVar[str]
     checks: ClassVar[tuple[str, ...]]
     option: ClassVar[str] = ""
     batch: ClassVar[int] = 1
+    rank: ClassVar[int] = 5
+    tests: ClassVar[tuple[str, ...]] = ()
+    only_in_full: ClassVar[bool] = False
 
     @abstractmethod
     def units(self, settings: Settings) -> Iterable[Index]:
-        """The units that settings ask for which ask for no single one."""
+        """The units to run where the settings name no single unit."""
 
     @abstractmethod
     def run(self, subject: Subject, settings: Settings, index: Any) -> Iterator[Result]:
@@ -46,7 +53,7 @@ class Suite(ABC):
 
     @abstractmethod
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
-        """The settings that run these units again, and nothing else."""
+        """The settings that run these units again, and no other suite."""
 
     def plan(self, settings: Settings) -> list[Place]:
         """The places where something is to be checked."""
@@ -56,30 +63,61 @@ class Suite(ABC):
             indices = self.units(settings)
         else:
             indices = ()
-        return [Place(self.name, index) for index in indices]
+        return [self.place(index) for index in indices]
 
     def place(self, index: Index = None) -> Place:
         """The place of a unit."""
         return Place(self.name, index)
+
+    def order(self, place: Place) -> int:
+        """The rank of one of its places."""
+        return self.rank
+
+    def runs(self, check: str) -> bool:
+        """Whether it is one of its checks; "run" and "supports" say why there is none."""
+        return any(fnmatchcase(check, name) for name in self.checks)
 
 
 class Numbered(Suite):
     """A suite of small random cases, of which single ones can be asked for by their numbers.
 
     Attributes:
-        stream: what the cases are drawn from besides the seed and their number.
+        count: the field of `Settings` that says how many cases.
+        prefix: of the names of its checks against the truth.
+        stream: what the cases are drawn from besides the seed and their number; another suite has
+            another.
     """
 
+    count: ClassVar[str]
+    prefix: ClassVar[str] = ""
     stream: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
     def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
-        """A case."""
+        """Draw one small case."""
+
+    def units(self, settings: Settings) -> Iterable[Index]:
+        """As many cases as are asked for."""
+        return range(getattr(settings, self.count))
+
+    def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
+        """The settings that run the cases with these numbers."""
+        return settings.only_for(**{self.option: indices})
+
+    def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
+        """Against the truth, and then whatever the suite adds."""
+        trial = self.trial(subject, settings, index)
+        if reason := self.why_unsupported(trial):
+            yield trial.skip(f"{self.prefix}supports", reason)
+            return
+        yield from against_the_truth(trial, settings, self.prefix)
+        yield from self.more(trial, settings)
 
     def trial(self, subject: Subject, settings: Settings, index: int) -> Trial:
-        """The trial of the case of this number, at the configuration that the user asked for.
+        """The trial of the case with this number, at the configuration that the user asked for.
 
-        Without one it is the closest to the case's own that the implementation says it can do.
+        If the user asked for none, it is the case's own, or the closest to it that the
+        implementation says it can do.
         """
         rng, family = np.random.default_rng([settings.seed, index, *self.stream]), subject.family
         case = self.draw(family, rng)
@@ -87,9 +125,13 @@ class Numbered(Suite):
         case = case if config == case.config else family.with_config(case, config)
         return case_trial(subject, case, self.place(index))
 
-    def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
-        """Those of these numbers."""
-        return settings.only_for(**{self.option: indices})
+    def why_unsupported(self, trial: Trial) -> str | None:
+        """Why the implementation cannot do this case; None if it can."""
+        return trial.subject.why_unsupported(trial.point.config)
+
+    def more(self, trial: Trial, settings: Settings) -> Iterator[Result]:
+        """Checks besides those against the truth."""
+        yield from ()
 
 
 AGAINST_THE_TRUTH = ("forward", "vjp")

@@ -7,8 +7,8 @@ from typing import Any
 
 from vitspec.testing.families import MODELS
 from vitspec.testing.implementations import Subject
-from vitspec.testing.results import Result
-from vitspec.testing.settings import NOTHING, Settings
+from vitspec.testing.results import Place, Result
+from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import Index, Suite
 from vitspec.testing.vectors.grading import check_vectors
 
@@ -19,16 +19,22 @@ class Vectors(Suite):
     name = "vectors"
     option = "vector"
     checks = ("vector.forward", "vector.vjp", "vector.layer", "vector.ill-formed")
+    rank = 4
+    tests, only_in_full = ("vector.*",), True
 
     def units(self, settings: Settings) -> list[Index]:
         """All at once, where no other configuration is asked for."""
         return [None] if settings.vectors and settings.config is None else []
 
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
-        """Those of these names; without a name, all."""
+        """The settings that run the vectors of these names; without a name, all."""
         if None in indices:
-            return settings.only_for(**NOTHING | {"vectors": True})
+            return settings.nothing_but(vectors=True)
         return settings.only_for(vector=indices)
+
+    def order(self, place: Place) -> int:
+        """What is said of all vectors comes after all other suites."""
+        return self.rank if place.index else Suite.rank
 
     def run(self, subject: Subject, settings: Settings, index: Any) -> Iterator[Result]:
         """Every vector, or the one of this name."""

@@ -17,7 +17,7 @@ from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.declared import Declaration, Deviation, apply
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import AdapterError, dtypes_of
-from vitspec.testing.processes import processes, terminate
+from vitspec.testing.processes import terminate, worker_pool
 from vitspec.testing.report.report import Report
 from vitspec.testing.report.text import short
 from vitspec.testing.results import environment
@@ -63,7 +63,7 @@ def grade_peer(name: str, settings: Settings = DEFAULT, timeout: float = 600.0) 
     peer = PEERS[name]
     if peer.missing:
         return Graded(peer, problem=f"needs {', '.join(peer.missing)}")
-    with processes(1) as pool:
+    with worker_pool(1) as pool:
         future = pool.submit(grade_here, name, settings)
         try:
             return Graded(peer, tuple(future.result(timeout)))
