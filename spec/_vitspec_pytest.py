@@ -54,7 +54,8 @@ def pytest_runtest_setup(item: Any) -> None:
 @pytest.fixture
 def vitspec_check(request: pytest.FixtureRequest) -> Any:
     """A function: check an implementation with the options given; fails the test if it departs."""
-    from vitspec.testing.parametrize import check_and_raise
+    from vitspec.testing.parametrize import check_and_raise, use_options
 
     changed = _settings(request.config)
+    use_options(changed)  # this import may be the first: the plugin has not given them yet
     return lambda implementation, **settings: check_and_raise(implementation, changed | settings)

@@ -1,16 +1,19 @@
 """Identities that need no oracle: right models pass, wrong ones fail, and doubt is called doubt."""
 
 import functools
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import identities_table as measure
 from identities_table import broken_by, evaluation, laws_and_structure
+from vitspec import testing as kit
 from vitspec.testing.catalogue import CATALOGUE, deviation
-from vitspec.testing.families import Case
+from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.identities import NAMINGS, example_point, identities
 from vitspec.testing.identities.differences import slope
 from vitspec.testing.identities.differentiable import directional_derivatives, laws
@@ -323,6 +326,58 @@ def test_a_gradient_that_does_not_scale_with_the_cotangent_is_named():
     assert {(check_name("scale of the cotangent"), ("head.bias",))} <= {
         (r.check, tensors(r)) for r in found
     }
+
+
+def test_a_zero_that_changes_its_sign_has_a_finite_error():
+    signs = itertools.cycle([0.0, -0.0])
+    changing = Spoilt("head.bias", lambda d: np.full_like(d, next(signs)))
+    (result,) = [
+        r
+        for r in laws(evaluation(POINTS["vit"], changing), np.random.default_rng(0))
+        if r.check == check_name("determinism")
+    ]
+    assert (result.status, result.worst.error) == ("failed", 0.0)
+
+
+def test_what_goes_wrong_with_the_users_configuration_is_reported():
+    """The configuration is the user's own: a stride that is no number is no crash of the kit."""
+
+    class Padded:
+        name, version, spec, dtype = "padded", "1", "other", "float64"
+
+        def example(self, rng):
+            case = FAMILIES["vit"].tiled_case(rng)
+            config = SimpleNamespace(stride="SAME", head_count=case.config.head_count)
+            self.config = case.config
+            return config, case.model().to_flat(), case.images()
+
+        def forward(self, config, params, images):
+            return SpecImplementation("vit").forward(self.config, params, images)
+
+        def vjp(self, config, params, images, cotangent):
+            return SpecImplementation("vit").vjp(self.config, params, images, cotangent)
+
+    report = kit.check(Padded(), identities=True, laws=1)
+    assert (report.exit_code, [r.status for r in report.results]) == (3, ["errored"])
+    assert "vjp raised TypeError" in report.results[0].reason
+
+
+def test_an_example_may_be_of_another_frameworks_arrays():
+    class Tensor:
+        """An array that NumPy can read and not compute with, as a tensor is."""
+
+        def __init__(self, value):
+            self.value = value
+
+        def detach(self):
+            return self.value
+
+    class Foreign(Mlp):
+        def example(self, rng):
+            config, params, images = super().example(rng)
+            return config, {name: Tensor(p) for name, p in params.items()}, Tensor(images)
+
+    assert not failed(check(Foreign()))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

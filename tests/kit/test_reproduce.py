@@ -7,17 +7,19 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from vitspec import VisionTransformerConfig, ViTConfig
 from vitspec.cli import app
-from vitspec.testing import Settings, check, processes
+from vitspec.testing import Settings, check, parametrize_with_checks, processes
 from vitspec.testing.catalogue import deviation
 from vitspec.testing.reference import SpecImplementation
+from vitspec.testing.report.report import Report
 from vitspec.testing.run import plan
 from vitspec.testing.suites import SUITES
 from vitspec.vision_transformer_config import DropoutRates
@@ -298,8 +300,48 @@ def test_it(implementation, check):
 """
 
 
-def test_a_test_says_how_to_run_it_again(tmp_path):
-    (tmp_path / "test_mine.py").write_text(TEST)
+def test_one_broken_implementation_does_not_keep_the_others_from_being_tested():
+    broken = SimpleNamespace(name="broken", spec="vit", dtype="float31", supports_size=None)
+    mark = parametrize_with_checks([broken, SpecImplementation("vit")])
+    ids = [parameter.id for parameter in mark.args[1]]
+    assert {"broken-vjp", f"{SpecImplementation('vit').name}-vjp"} <= set(ids)
+
+
+def test_processes_are_ended_if_a_unit_was_given_up_though_the_last_one_was_done(monkeypatch):
+    progress = [
+        processes.Progress("vit", (), [], trouble="gave no result"),
+        processes.Progress("vit", (), []),
+    ]
+    ended = []
+    monkeypatch.setattr(processes, "worker_pool", lambda workers: nullcontext(NoWork()))
+    monkeypatch.setattr(processes, "_begin_all", lambda *_: None)
+    monkeypatch.setattr(processes, "_as_they_come", lambda *_: progress)
+    monkeypatch.setattr(processes, "terminate", ended.append)
+    reports = {"vit": Report("vit", "vit", "1", "vit", "float32")}
+    assert list(processes.check_targets(reports, Settings(), 1, 1.0)) == progress
+    assert len(ended) == 1
+
+
+class NoWork:
+    """A pool that runs nothing."""
+
+    def submit(self, function, *arguments):
+        return Future()
+
+
+FIXTURE = """
+def test_vjp(vitspec_check):
+    from vitspec.testing import SpecImplementation
+    from vitspec.testing.catalogue import deviation
+
+    mistakes = [deviation("attention-gradient-scale-twice")]
+    vitspec_check(SpecImplementation("vit", mistakes=mistakes), only="vjp")
+"""
+
+
+@pytest.mark.parametrize("test", [TEST, FIXTURE], ids=["decorator", "fixture"])
+def test_a_test_says_how_to_run_it_again(tmp_path, test):
+    (tmp_path / "test_mine.py").write_text(test)
     options = ["--vitspec-seed", "3", "--vitspec-cases", "2"]
 
     def pytest_says(*words):

@@ -92,6 +92,13 @@ def dtypes_of(implementation: Any) -> tuple[Any, ...]:
     return dtype if isinstance(dtype, tuple) else (dtype,)
 
 
+def takes_other_sizes(implementation: Any) -> bool:
+    """Whether it says that it takes images of another size than its configuration's."""
+    family = FAMILIES.get(getattr(implementation, "spec", ""))
+    says_so = getattr(implementation, "supports_size", None) is not None
+    return family is not None and family.interpolates and says_so
+
+
 class Subject:
     """An implementation under test, in one precision: the kit evaluates it through this alone.
 
@@ -152,8 +159,7 @@ class Subject:
     @property
     def takes_other_sizes(self) -> bool:
         """Whether it says that it takes images of another size than its configuration's."""
-        says_so = getattr(self.implementation, "supports_size", None) is not None
-        return self.spec in FAMILIES and FAMILIES[self.spec].interpolates and says_so
+        return takes_other_sizes(self.implementation)
 
     def why_size_unsupported(self, config: Config, size: tuple[int, int]) -> str | None:
         """Why it takes no images (H, W) of another size than the configuration's."""

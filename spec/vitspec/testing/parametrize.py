@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vitspec.testing.implementations import Subject
+from vitspec.testing.implementations import takes_other_sizes
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import Result
 from vitspec.testing.run import check
@@ -57,7 +57,7 @@ def parametrize_with_checks(
         )
         for one in implementations
         for name in CHECKS
-        if CHECKS[name] is not SUITES["interpolation"] or Subject(one).takes_other_sizes
+        if CHECKS[name] is not SUITES["interpolation"] or takes_other_sizes(one)
     ]
     return pytest.mark.parametrize(("implementation", "check"), cases)
 

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -68,27 +68,28 @@ def check_targets(
     """
     start = time.monotonic()
     with worker_pool(workers) as pool:
-        _begin_all(pool, reports, settings, timeout)
+        own = {t: replace(settings, dtype=report.dtype) for t, report in reports.items()}
+        _begin_all(pool, own, timeout)
         futures = {
-            pool.submit(_run_units, target, settings, places): (target, places)
+            pool.submit(_run_units, target, settings, places): (target, settings, places)
             for places in _batches(plan(settings))
-            for target in reports
+            for target, settings in own.items()
         }
-        done = Progress("", (), [])
-        for done in _as_they_come(futures, settings, timeout):
+        troubled = False
+        for done in _as_they_come(futures, timeout):
             report = reports[done.target]
             report.results += done.results
             report.output += done.output
             report.seconds = time.monotonic() - start
+            troubled = troubled or bool(done.trouble)
             yield done
-        if done.trouble:  # once there is trouble, every later item has it: the last one tells
+        if troubled:  # some process may never end
             terminate(pool)
 
 
-def _begin_all(
-    pool: ProcessPoolExecutor, targets: Iterable[str], settings: Settings, timeout: float
-) -> None:
-    futures = {pool.submit(_begin, target, settings): target for target in targets}
+def _begin_all(pool: ProcessPoolExecutor, own: Mapping[str, Settings], timeout: float) -> None:
+    """Try each target with its own settings."""
+    futures = {pool.submit(_begin, target, settings): target for target, settings in own.items()}
     done, pending = wait(futures, timeout)
     for future in done:
         try:
@@ -113,10 +114,10 @@ def _batches(places: Sequence[Place]) -> Iterator[tuple[Place, ...]]:
             yield tuple(own[i : i + suite.batch])
 
 
-Futures = dict[Future[Any], tuple[str, tuple[Place, ...]]]
+Futures = dict[Future[Any], tuple[str, Settings, tuple[Place, ...]]]
 
 
-def _as_they_come(futures: Futures, settings: Settings, timeout: float) -> Iterator[Progress]:
+def _as_they_come(futures: Futures, timeout: float) -> Iterator[Progress]:
     """What each process found; after a crash or a timeout all that is left is given up."""
     pending, trouble = set(futures), ""
     while pending:
@@ -124,17 +125,17 @@ def _as_they_come(futures: Futures, settings: Settings, timeout: float) -> Itera
         if not done:
             trouble = f"gave no result for {timeout:g} s (--timeout)"
         for future in done or pending:
-            found = _outcome(future, *futures[future], settings, trouble)
+            found = _outcome(future, *futures[future], trouble)
             trouble = trouble or found.trouble
             yield found
         if trouble:
             for future in pending if done else ():
-                yield _outcome(future, *futures[future], settings, trouble)
+                yield _outcome(future, *futures[future], trouble)
             return
 
 
 def _outcome(
-    future: Future[Any], target: str, places: tuple[Place, ...], settings: Settings, trouble: str
+    future: Future[Any], target: str, settings: Settings, places: tuple[Place, ...], trouble: str
 ) -> Progress:
     """A future's results, or one that says why there are none."""
     if future.done() and not future.cancelled():

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any
 
 from vitspec.config_text import config_argument
@@ -86,12 +87,13 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        """Wrap a single number or name in a tuple."""
+        """Make tuples of units, each named once: of a single number or name, or of several."""
         for one in fields(self):
-            value = getattr(self, one.name)
-            if one.default == () and not isinstance(value, tuple):
-                units = (value,) if isinstance(value, int | str) else tuple(value)
-                object.__setattr__(self, one.name, units)
+            if one.default == ():
+                value = getattr(self, one.name)
+                several = () if value is None else value
+                units = (value,) if isinstance(value, Integral | str) else several
+                object.__setattr__(self, one.name, tuple(dict.fromkeys(units)))
 
     def __repr__(self) -> str:
         """The call that makes it: what differs from the defaults."""

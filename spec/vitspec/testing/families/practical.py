@@ -109,7 +109,7 @@ ILL_FORMED: dict[str, dict[str, Any]] = {
     "cls_needed": {"cls_token": False, "pool": "cls"},
     "pool_needed": {"pool": "none"},
 }
-"""For each rule of `VisionTransformerConfig` about a classifier, what breaks it."""
+"""What must be refused: a rule of `VisionTransformerConfig`, and a change that breaks it."""
 
 TELLING_CASES = (
     VisionTransformerCase(

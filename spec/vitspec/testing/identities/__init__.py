@@ -26,7 +26,7 @@ from vitspec.testing.identities.naming import Naming, Stored, recognise
 from vitspec.testing.identities.results import told
 from vitspec.testing.identities.schemes import NAMINGS, torch_naming
 from vitspec.testing.identities.structural import structural
-from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.implementations import AdapterError, Subject, to_numpy
 from vitspec.testing.reference import Point
 from vitspec.testing.results import Result
 from vitspec.typing import Array
@@ -93,11 +93,11 @@ def example_point(subject: Subject, rng: np.random.Generator) -> Point:
         )
     try:
         config, params, images = implementation.example(rng)
-        point = Point(subject.spec, config, dict(params), images, np.zeros(())).rounded(
-            subject.precision
-        )
+        exact = {name: np.asarray(to_numpy(p), np.float64) for name, p in params.items()}
+        images = np.asarray(to_numpy(images), np.float64)
+        point = Point(subject.spec, config, exact, images, np.zeros(())).rounded(subject.precision)
         output = implementation.forward(config, point.params, point.images)
-        logits = np.asarray(output["logits"] if isinstance(output, Mapping) else output)
+        logits = to_numpy(output["logits"] if isinstance(output, Mapping) else output)
     except Exception as error:
         raise AdapterError(
             f"{subject.name}: no point could be made with example(rng) and forward: "

@@ -49,10 +49,15 @@ def determinism(e: Evaluation) -> Result:
     formula, names = "forward and vjp give the same bits twice", changed_between_runs(e, e.again)
     if not names:
         return told("determinism", formula)
-    runs = {name: (e.values[name], e.again[name].astype(np.float64)) for name in names}
-    residual = max(float(np.max(np.abs(b - a)) / np.max(np.abs([a, b]))) for a, b in runs.values())
+    runs = [(e.values[name], e.again[name].astype(np.float64)) for name in names]
+    residual = max(_difference(*run) for run in runs)
     reason = "two runs at the same point differ"
     return told("determinism", formula, names, residual, 0.0, "failed", reason)
+
+
+def _difference(a: Array, b: Array) -> float:
+    """The largest relative to the largest value; 0 where only the sign of a zero differs."""
+    return float(np.max(np.abs(b - a)) / max(np.max(np.abs([a, b])), np.finfo(float).tiny))
 
 
 def unused_parameters(e: Evaluation) -> Result:

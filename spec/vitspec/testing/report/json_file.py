@@ -38,7 +38,8 @@ def to_json(reports: Sequence[Report]) -> dict[str, Any]:
 
 def _report(report: Report) -> dict[str, Any]:
     return {
-        **{name: _text(getattr(report, name)) for name in ("target", "name", "version")},
+        "target": _text(report.target or report.name),
+        **{name: _text(getattr(report, name)) for name in ("name", "version")},
         "spec": report.spec,
         "dtype": report.dtype,
         "seed": report.seed,

@@ -36,8 +36,11 @@ def _suite(root: ET.Element, report: Report) -> None:
         time=f"{report.seconds:.3f}",
     )
     properties = ET.SubElement(suite, "properties")
-    for name in ("target", "version", "spec", "dtype", "seed", "verdict"):
-        value = printable(str(getattr(report, name)))
+    values = {
+        name: getattr(report, name) for name in ("version", "spec", "dtype", "seed", "verdict")
+    }
+    for name, value in {"target": report.target or report.name, **values}.items():
+        value = printable(str(value))
         ET.SubElement(properties, "property", name=name, value=value)
     for result in report.results:
         _case(suite, report, result)
