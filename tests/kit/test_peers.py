@@ -59,7 +59,7 @@ def peers(monkeypatch):
 
     def these(*every):
         table = {one.name: one for one in every}
-        for module in (registry, peer_reports):
+        for module in (registry, peer_reports, finding):
             monkeypatch.setattr(module, "PEERS", table)
         monkeypatch.setitem(sys.modules, "test_peers", sys.modules[__name__])
 

@@ -78,12 +78,9 @@ def test_one_case_may_be_asked_for():
 def test_check_uses_them():
     report = check(SpecImplementation("vit"), cases=0, laws=0, ill_formed=False, vectors=True)
     assert report.conforms
-    failed = check(
-        SpecImplementation("vit", name="x", mistakes=()), vector="basic-vit", vectors=True,
-        cases=0, laws=0, ill_formed=False,
-    )  # fmt: skip
-    (forward, _) = failed.results
-    assert failed.reproduce(forward).endswith("--only vector.forward --vector basic-vit")
+    one = check(SpecImplementation("vit"), vector="basic-vit")
+    assert [r.check for r in one.results] == ["vector.forward", "vector.vjp"]
+    assert "only='vector.forward', vector=('basic-vit',)" in one.reproduce(one.results[0])
 
 
 def test_what_it_does_not_support_is_skipped():

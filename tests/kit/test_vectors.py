@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from vitspec.models.parameters import check_model
 from vitspec.models.transformer import TransformerEncoder, encoder_trace
 from vitspec.testing.catalogue import CATALOGUE, deviation, planted
 from vitspec.testing.families import MODELS
+from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import PRECISIONS, RoundingArithmetic, rounded
 from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.tolerance import grade
@@ -346,7 +346,7 @@ def spec_layers(dtype):
 def test_the_specification_passes_in_every_precision(spec, dtype):
     implementation = SpecImplementation(spec, dtype)
     implementation.layers = spec_layers(dtype)
-    results = [*check_vectors(implementation, PRECISIONS[dtype])]
+    results = [*check_vectors(Subject(implementation))]
     wrong = [r for r in results if r.status not in ("passed", "skipped")]
     assert not wrong
     passed = {r.check for r in results if r.status == "passed"}
@@ -370,7 +370,7 @@ def test_a_model_case_kills_what_it_claims(case_id, dtype):
     spec = vector.case["spec"]
     for name in claimed[::4]:
         implementation = SpecImplementation(spec, dtype, [deviation(name)])
-        results = [*check_vectors(implementation, PRECISIONS[dtype], case_id)]
+        results = [*check_vectors(Subject(implementation), case_id)]
         assert any(r.status == "failed" for r in results), name
 
 
@@ -379,11 +379,10 @@ def test_a_layer_case_kills_what_it_claims(plan):
     flags = load(plan.id).case["flags"]
     assert flags
     for name in flags[::3]:
-        implementation = SimpleNamespace(
-            name="layers", version="1", spec="other", dtype="float32", layers=spec_layers("float32")
-        )
+        implementation = SpecImplementation("vit", "float32")
+        implementation.layers = spec_layers("float32")
         with planted(deviation(name)), np.errstate(all="ignore"):
-            results = [*check_vectors(implementation, PRECISIONS["float32"], plan.id)]
+            results = [*check_vectors(Subject(implementation), plan.id)]
         assert [r.status for r in results] == ["failed"], name
 
 
