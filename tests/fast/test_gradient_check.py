@@ -24,8 +24,8 @@ from vitfast.training.objectives import Classification, MaskedImageModelling
 from vitspec.models.conditions import Conditions
 from vitspec.models.vision_transformer import VisionTransformer as Spec
 from vitspec.testing.catalogue import deviation, deviations_of
-from vitspec.testing.diagnosis.points import PRACTICAL_CASES
 from vitspec.testing.diagnosis.search import Candidate, mistaken
+from vitspec.testing.families.practical import TELLING_CASES
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point
 from vitspec.testing.trial import CASE_RUNS, kink_margin
@@ -161,7 +161,7 @@ def reference_of(case, dtype, objective=None):
 @cache
 def references(dtype):
     """One for each of the kit's points, between which every mistake shows."""
-    return [reference_of(case, dtype) for case in PRACTICAL_CASES]
+    return [reference_of(case, dtype) for case in TELLING_CASES]
 
 
 def departs(reference, one, dtype):

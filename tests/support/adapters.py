@@ -8,7 +8,8 @@ from support.compare import assert_flat_close
 from vitspec import ViTConfig
 from vitspec.testing.families import Case
 from vitspec.testing.precision import PRECISIONS
-from vitspec.testing.reference import Point, evaluate_spec
+from vitspec.testing.reference import Point, evaluate_spec, price_spec
+from vitspec.testing.tolerance import grade
 
 
 def small_case(spec="vit", channels=3, height=7, width=6, seed=0, batch=2, **fields):
@@ -73,5 +74,14 @@ def assert_agrees(implementation, case, precision="float64", tolerance=1e-11):
     found, taps = evaluate(implementation, point)
     assert found.keys() == {"logits", "image", *point.params}
     assert {array.dtype for array in found.values()} == {point.images.dtype}
-    assert_flat_close(found | taps, {name: truth[name] for name in found | taps}, tolerance)
+    # Where everything cancels (the scores' gradients of a softmax over one token), a fused kernel
+    # that adds in another order leaves rounding: the kit prices it by what cancelled.
+    cancelled = [name for name in found if truth[name].size and not truth[name].any()]
+    rng = np.random.default_rng(0)
+    prices = price_spec(point, truth, PRECISIONS[precision], 12, rng, taps=True)
+    for name in cancelled:
+        one = grade(name, found[name], truth[name], prices[name])
+        assert one.conforms, one
+    compared = {n: value for n, value in (found | taps).items() if n not in cancelled}
+    assert_flat_close(compared, {name: truth[name] for name in compared}, tolerance)
     return found, taps
