@@ -71,7 +71,8 @@ def test_each_setting_is_a_parameter_with_its_words_in_the_docstring_and_the_com
 def test_one_number_or_name_stands_for_itself():
     assert Settings(case=3, vector="basic-vit") == Settings(case=(3,), vector=("basic-vit",))
     assert Settings(case=[3, 4, 3]).case == (3, 4)
-    assert Settings(case=np.int64(3), vector=None) == Settings(case=3)
+    one = Settings(case=np.int64(3), vector=None)
+    assert (one, repr(one)) == (Settings(case=3), "Settings(case=(3,))")
 
 
 # ---- arrows ----------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.report.report import Report
 from vitspec.testing.run import plan
 from vitspec.testing.suites import SUITES
-from vitspec.vision_transformer_config import DropoutRates
 
 LEAN = "embed_dim=6,hidden_dim=8,head_count=2,num_layers=2,num_classes=3"
 LEAN += ",patch_h=2,patch_w=2,stride=2"
@@ -259,8 +258,7 @@ def test_each_field_of_the_settings_is_said_by_its_option(inline, adapters, monk
 
 # ---- objects, which no command can name ----------------------------------------------------------
 
-NAMES = {"Settings": Settings, "check": check, "ViTConfig": ViTConfig}
-NAMES |= {"VisionTransformerConfig": VisionTransformerConfig, "DropoutRates": DropoutRates}
+NAMES = {one.__name__: one for one in (Settings, check, ViTConfig, VisionTransformerConfig)}
 
 
 @pytest.mark.parametrize(

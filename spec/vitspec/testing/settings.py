@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any
@@ -92,18 +92,13 @@ class Settings:
             if one.default == ():
                 value = getattr(self, one.name)
                 several = () if value is None else value
-                units = (value,) if isinstance(value, Integral | str) else several
-                object.__setattr__(self, one.name, tuple(dict.fromkeys(units)))
+                units = [value] if isinstance(value, Integral | str) else several
+                plain = [int(unit) if isinstance(unit, Integral) else unit for unit in units]
+                object.__setattr__(self, one.name, tuple(dict.fromkeys(plain)))
 
     def __repr__(self) -> str:
-        """The call that makes it: what differs from the defaults."""
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.changes())})"
-
-    def changes(self) -> Iterator[tuple[str, Any]]:
-        """The fields that differ from their defaults, and their values."""
-        for one in fields(self):
-            if (value := getattr(self, one.name)) != one.default:
-                yield one.name, value
+        """The call that makes it."""
+        return call_text(self)
 
     def wants(self, check: str) -> bool:
         """Whether a check of this name is asked for."""
@@ -120,7 +115,7 @@ class Settings:
         free = {
             one.name for one in fields(self) if isinstance(one.default, int) and one.default > 1
         }
-        return {name for name, _ in self.changes()} <= free | {"seed", "dtype"}
+        return dict(changes(self)).keys() <= free | {"seed", "dtype"}
 
     def only_for(self, **what: Any) -> Settings:
         """New settings that keep this seed, precision, configuration and `only`, and add `what`."""
@@ -147,6 +142,23 @@ class Settings:
                 text = value if isinstance(value, str | int) else config_argument(value)
                 words += [name, str(text)]
         return shlex.join(words)
+
+
+def changes(record: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass that differ from their defaults, and their values."""
+    for one in fields(record):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if (value := getattr(record, one.name)) != default:
+            yield one.name, value
+
+
+def call_text(record: Any) -> str:
+    """The call that makes a dataclass, in Python: what differs from the defaults."""
+    said = [
+        f"{name}={call_text(value) if is_dataclass(value) else repr(value)}"
+        for name, value in changes(record)
+    ]
+    return f"{type(record).__name__}({', '.join(said)})"
 
 
 def settings_table() -> str:
