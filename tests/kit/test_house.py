@@ -75,6 +75,21 @@ def test_one_number_or_name_stands_for_itself():
     assert (one, repr(one)) == (Settings(case=3), "Settings(case=(3,))")
 
 
+@pytest.mark.parametrize(
+    ("changed", "whole"),
+    [
+        ({}, True),
+        ({"cases": 5, "laws": 1, "seed": 3, "dtype": "float32"}, True),
+        ({"laws": 0}, False),
+        ({"vectors": False}, False),
+        ({"case": 0}, False),
+        ({"only": "vjp"}, False),
+    ],
+)
+def test_what_was_left_out_cannot_be_said_to_be_mended(changed, whole):
+    assert Settings(**changed).whole == whole
+
+
 # ---- arrows ----------------------------------------------------------------------------------
 
 

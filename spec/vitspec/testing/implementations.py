@@ -100,7 +100,7 @@ def takes_other_sizes(implementation: Any) -> bool:
 
 
 class Subject:
-    """An implementation under test, in one precision: the kit evaluates it through this alone.
+    """An implementation in one precision: the kit calls its `forward` and `vjp` here alone.
 
     Its logits and gradients are NumPy's, of the names, shapes and types that they must have;
     whatever it raises is an `AdapterError` that says where.
@@ -132,7 +132,7 @@ class Subject:
 
     @property
     def family(self) -> Family:
-        """The function that it claims to be.
+        """The family of the function that it claims to be.
 
         Raises:
             AdapterError: it claims to be one that vitspec has no specification of.

@@ -1,7 +1,7 @@
 """Check implementations in processes of their own, by what the command line calls them.
 
-Such processes survive an implementation that crashes, hangs, or writes to its standard output, and
-use all cores.
+So the command survives an implementation that crashes, hangs, or writes to its standard output,
+and uses all cores.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Progress:
 
     Attributes:
         target: the implementation.
-        places: the units that are done.
+        places: the units that are done, or given up.
         results: theirs.
         output: what the implementation wrote to its standard output meanwhile.
-        trouble: why there are no results, if the implementation crashed or hangs.
+        trouble: what happened, if an implementation crashed or hangs: the units were given up.
     """
 
     target: str
@@ -58,7 +58,7 @@ def check_targets(
         reports: a new report for each target.
         settings: what to check.
         workers: how many processes.
-        timeout: seconds without any result after which it is taken to hang.
+        timeout: seconds without any result, after which what runs is taken to hang.
 
     Yields:
         Whatever is done, as it comes.

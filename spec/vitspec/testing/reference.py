@@ -107,7 +107,7 @@ def _evaluate(point: Point, convert: Any, taps: bool) -> Flat:
 
 
 def sum_over_batch(gradients: Sequence[Mapping[str, Array]]) -> Flat:
-    """The gradients of each image's parameters, added up."""
+    """The parameters' gradients, added up over the images of a batch."""
     return {name: reduce(np.add, [one[name] for one in gradients]) for name in gradients[0]}
 
 

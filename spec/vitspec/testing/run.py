@@ -69,7 +69,7 @@ def begin(subject: Subject, settings: Settings) -> None:
     """Try the implementation on a one-block model, if it has a specification.
 
     Raises:
-        AdapterError: it does not; nothing else is worth running.
+        AdapterError: it does not work there; nothing else is worth running.
     """
     if subject.spec != "other":
         smoke(subject, settings.config)
@@ -98,7 +98,7 @@ def again(settings: Settings, result: Result, places: tuple[Place, ...] = ()) ->
     Args:
         settings: what it was found with.
         result: of a unit.
-        places: every unit of the batch, if it is not known of which one it is.
+        places: all units of the batch, if any of them may have caused it.
     """
     suite = SUITES[result.place.suite]
     alone = suite.alone(settings, tuple(place.index for place in places or (result.place,)))

@@ -23,8 +23,7 @@ def _option(words: str, panel: str = WHAT, **how: Any) -> dict[str, Any]:
         words: one sentence.
         panel: the group of options that it stands in.
         how: `min`, the smallest number; `always`, whether a printed command names it even where it
-            has its default; `off`, its value with which the kind of check that it is about is left
-            out.
+            has its default; `off`, the value with which its kind of check does not run.
     """
     return {"words": words, "panel": panel, **how}
 
@@ -87,7 +86,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        """Make tuples of units, each named once: of a single number or name, or of several."""
+        """Make tuples of units without repetition; a single number or name may stand alone."""
         for one in fields(self):
             if one.default == ():
                 value = getattr(self, one.name)
@@ -112,10 +111,9 @@ class Settings:
     @property
     def whole(self) -> bool:
         """Whether every kind of check is asked for, of the models that the kit chooses."""
-        free = {
-            one.name for one in fields(self) if isinstance(one.default, int) and one.default > 1
-        }
-        return dict(changes(self)).keys() <= free | {"seed", "dtype"}
+        changed = dict(changes(self))
+        counts = {one.name for one in fields(self) if type(one.default) is int and one.default}
+        return changed.keys() <= counts | {"seed", "dtype"} and 0 not in changed.values()
 
     def only_for(self, **what: Any) -> Settings:
         """New settings that keep this seed, precision, configuration and `only`, and add `what`."""
@@ -123,7 +121,7 @@ class Settings:
         return Settings(**kept | what)
 
     def nothing_but(self, **what: Any) -> Settings:
-        """The same, with every kind of check left out but what is said here."""
+        """Like `only_for`, but every kind of check that is not named here is left out."""
         off = {one.name: one.metadata["off"] for one in fields(self) if "off" in one.metadata}
         return self.only_for(**off | what)
 

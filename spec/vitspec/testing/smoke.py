@@ -21,7 +21,7 @@ def smoke(subject: Subject, config: Any = None) -> Any:
         The configuration that it was tried on.
 
     Raises:
-        AdapterError: it does not; nothing else is worth running.
+        AdapterError: it does not work there; nothing else is worth running.
     """
     family, name = subject.family, subject.name
     candidates = [config] if config else [subject.closest(c) for c in family.smoke_configs]

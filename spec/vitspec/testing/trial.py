@@ -78,7 +78,7 @@ class Trial:
         )
 
     def evaluate(self, point: Point) -> Flat:
-        """The implementation elsewhere."""
+        """The implementation's results at another point."""
         return self.subject.evaluate(point)
 
     def gradients(self, cotangent: Any) -> Flat:

@@ -85,8 +85,8 @@ class Family(ABC):
         name: what an implementation claims to be.
         config_type: of its configurations.
         full_size: the configuration of ViT-Base/16, on images of `FULL_SIZE_IMAGE`.
-        smoke_configs: one-block models, tried in turn until the implementation supports one; the
-            last is ViT-Base/16.
+        smoke_configs: one-block models, then ViT-Base/16, tried in turn until the implementation
+            supports one.
         ill_formed: for each rule of the configuration, what breaks it in the first of
             `smoke_configs`.
         telling_cases: where a diagnosis looks: every mistake shows in one of them, and no two

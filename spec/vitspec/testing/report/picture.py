@@ -58,7 +58,7 @@ def style() -> str:
 
 
 def picture(report: Report) -> str:
-    """The SVG element; empty if nothing was graded against the specification."""
+    """The SVG element; empty if no tensor of the model was graded."""
     cells = worst_cells(report)
     if not cells:
         return ""

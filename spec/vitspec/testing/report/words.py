@@ -13,7 +13,7 @@ BAD: dict[Status, str] = {
 }  # fmt: skip
 """The statuses that keep a report from conforming, the worst first, in the words of a summary."""
 FIGURES = ("error", "price", "bound", "ratio")
-"""Those of a verdict, in the order of columns."""
+"""A verdict's figures, in the order of columns."""
 TENSORS = 5
 """Tensors of a failure that are shown."""
 MARK = "~0"

@@ -30,12 +30,12 @@ class Identities(Suite):
     checks = ("identity.*",)
 
     def plan(self, settings: Settings) -> list[Any]:
-        """As many points as laws are asked for."""
+        """These points, if identities are asked for."""
         asked_for = settings.identities and not settings.names_units
         return [self.place(index) for index in self.units(settings)] if asked_for else []
 
     def units(self, settings: Settings) -> range:
-        """A point each."""
+        """As many points as laws."""
         return range(settings.laws)
 
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:

@@ -15,7 +15,7 @@ from vitspec.testing.trial import Trial
 
 
 class Interpolation(Numbered):
-    """Logits and gradients: that of the positions passes through the interpolation's transpose."""
+    """Logits and gradients; the positions' gradient passes the interpolation's transpose."""
 
     name = option = "interpolation"
     count = "interpolations"
@@ -37,6 +37,6 @@ class Interpolation(Numbered):
         yield from super().run(subject, settings, index)
 
     def why_unsupported(self, trial: Trial) -> str | None:
-        """Of the configuration, or of the size."""
+        """Why not this configuration, or not this size."""
         subject, config, size = trial.subject, trial.point.config, trial.point.images.shape[2:]
         return subject.why_unsupported(config) or subject.why_size_unsupported(config, size)

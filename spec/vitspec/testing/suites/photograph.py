@@ -45,7 +45,7 @@ class Photograph(Suite):
 
 
 def photograph_trial(subject: Subject, seed: int, config: Config | None = None) -> Trial:
-    """The trial of the photograph, with a fresh random model, of full size if none is given."""
+    """The trial of the photograph, with fresh parameters; without `config`, of full size."""
     family = subject.family
     config = config or subject.closest(family.full_size)
     rng = np.random.default_rng([seed, 1])

@@ -59,11 +59,15 @@ class Suite(ABC):
         """The places where something is to be checked."""
         if settings.names_units:
             indices = getattr(settings, self.option) if self.option else ()
-        elif not settings.identities and any(settings.wants(check) for check in self.checks):
+        elif not settings.identities and self._asked_for(settings):
             indices = self.units(settings)
         else:
             indices = ()
         return [self.place(index) for index in indices]
+
+    def _asked_for(self, settings: Settings) -> bool:
+        """Whether one of its checks is; a name and what is asked for may both have a `*`."""
+        return self.runs(settings.only or "") or any(settings.wants(name) for name in self.checks)
 
     def place(self, index: Index = None) -> Place:
         """The place of a unit."""
@@ -74,7 +78,7 @@ class Suite(ABC):
         return self.rank
 
     def runs(self, check: str) -> bool:
-        """Whether it is one of its checks; "run" and "supports" say why there is none."""
+        """Whether this suite has that check; "run" and "supports" are no checks."""
         return any(fnmatchcase(check, name) for name in self.checks)
 
 
@@ -84,8 +88,8 @@ class Numbered(Suite):
     Attributes:
         count: the field of `Settings` that says how many cases.
         prefix: of the names of its checks against the truth.
-        stream: what the cases are drawn from besides the seed and their number; another suite has
-            another.
+        stream: what the cases are drawn from besides the seed and their number: unique, and not
+            ending in 0.
     """
 
     count: ClassVar[str]
