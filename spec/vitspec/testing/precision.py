@@ -51,6 +51,14 @@ class Precision:
         return 2.0**-self.significand
 
     @property
+    def least(self) -> float:
+        """Below this, numbers count as zero: hardware may flush what is subnormal.
+
+        Formats of 16 bits keep theirs; float16's smallest numbers are part of its range.
+        """
+        return {"float64": 2.0**-1022, "float16": 2.0**-24}.get(self.name, 2.0**-126)
+
+    @property
     def own_type(self) -> bool:
         """Whether NumPy has this type, so that arrays of it say what they are."""
         return self.name == self.carrier
@@ -124,6 +132,8 @@ EXACT = {np.maximum, np.minimum, np.negative, np.absolute, np.positive, np.copys
 """Operations that never round."""
 
 
+PRIMITIVES = {"exp": 5.0, "log": 4.0, "tanh": 6.1, "sqrt": 1.1, "erfc": 12.0}
+
 NEARLY_EQUAL = 64
 """Terms that differ by no more than this many roundings round alike when they are added up."""
 
@@ -142,6 +152,7 @@ class NoisyArithmetic:
         self.precision, self.rng, self.alike = precision, rng, alike
         self.format = PRECISIONS["float32"] if precision.products_only else precision
         self.u = self.format.u
+        self.primitives = {} if precision.sums_wider else PRIMITIVES
 
     def array(self, x: Array) -> Noisy:
         """The numbers of x, in arithmetic that errs."""
@@ -156,6 +167,8 @@ class NoisyArithmetic:
     def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
         """The result of an operation, moved by up to its rounding; in place if it is an array."""
         magnitude: Any = np.abs(result)
+        if ufunc.__name__ in self.primitives:
+            magnitude = magnitude * magnitude.dtype.type(self.primitives[ufunc.__name__])
         if ufunc is np.matmul and self.precision.products_only:
             factors = [self._moved(x, np.abs(x), self.precision.u) for x in inputs]
             result = np.matmul(*factors)
@@ -170,7 +183,7 @@ class NoisyArithmetic:
 
     def move_values(self, x: Any, magnitude: Any) -> Any:
         """x, moved by up to u times a magnitude."""
-        return self._moved(x, magnitude, self.u)
+        return self._moved(x, magnitude * x.dtype.type(self.primitives.get("erfc", 1)), self.u)
 
     def _of_sum(self, x: Array, results: int, kwargs: dict[str, Any]) -> Any:
         """How far a plain sum of x may be off, in units of u."""

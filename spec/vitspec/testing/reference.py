@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from vitspec.records import Record
 from vitspec.testing.catalogue import Deviation, planted
 from vitspec.testing.families import FAMILIES, KINK_MARGIN, AnyCase, Config
+from vitspec.testing.noise import Noise
 from vitspec.testing.precision import (
     PRECISIONS,
     NoisyArithmetic,
@@ -20,7 +21,11 @@ from vitspec.testing.precision import (
     rounded,
 )  # fmt: skip
 from vitspec.testing.tolerance import Price, Sizes, distances, sizes
+from vitspec.testing.variants import FUSED
 from vitspec.typing import Array
+
+ALGORITHMS = 4
+"""Ways of computing the specification that noisy runs take in turns."""
 
 Flat = dict[str, Array]
 """Arrays by name: `logits`, `image` (the images' gradient), gradients by their parameter's name."""
@@ -67,6 +72,26 @@ class Point:
             array.setflags(write=False)
         return point
 
+    def moved(self, rng: np.random.Generator, by: float, whole: bool = False) -> Point:
+        """A neighbouring point: every number times 1 + h, h between by / 2 and by in size.
+
+        Args:
+            rng: where h is drawn from.
+            by: how far.
+            whole: whether each parameter, and the images, keep their structure: all entries of an
+                array move by one h. The cotangent's move one by one in any case.
+        """
+
+        def move(x: Array, whole: bool = whole) -> Array:
+            shape = () if whole else x.shape
+            h = rng.uniform(by / 2, by, shape) * rng.choice([-1, 1], shape)
+            return x * (1 + h)
+
+        params = {name: move(leaf.astype(np.float64)) for name, leaf in self.params.items()}
+        images = move(self.images.astype(np.float64))
+        cotangent = move(self.cotangent.astype(np.float64), whole=False)
+        return replace(self, params=params, images=images, cotangent=cotangent)
+
     def away_from_kinks(self, margin: float = KINK_MARGIN) -> Point:
         """The point with biases b1 moved so that no ReLU's input is within `margin` of 0."""
         family = FAMILIES[self.spec]
@@ -87,6 +112,13 @@ def evaluate_spec(point: Point, dtype: Any = np.float64, taps: bool = False) -> 
     """Logits and all cotangents by the specification, and its intermediate values if asked for."""
     convert = lambda x: x.astype(dtype, copy=False)  # noqa: E731
     return _evaluate(point, convert, taps)
+
+
+def evaluate_rounded(point: Point, precision: Precision, taps: bool = False) -> Flat:
+    """The same with every operation's result rounded to the precision; alike on every machine."""
+    arithmetic = RoundingArithmetic(precision)
+    found = _evaluate(point, lambda x: arithmetic.array(x.astype(np.float64)), taps)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def _evaluate(point: Point, convert: Any, taps: bool) -> Flat:
@@ -135,6 +167,52 @@ def _leaves(record: Record) -> list[tuple[str, Array]]:
     return leaves
 
 
+def noisy_runs(
+    point: Point,
+    precision: Precision,
+    runs: int,
+    rng: np.random.Generator,
+    dtype: Any = np.float64,
+    taps: bool = False,
+) -> Iterator[Flat]:
+    """Runs of the specification that err as a precision does, by the usual algorithms in turns.
+
+    The algorithms are the textbook's attention and that of fused kernels, each with rows that err
+    alike and rows that do not: `ALGORITHMS` of them.
+
+    Args:
+        point: where; exact in the precision.
+        precision: what the runs err like.
+        runs: how many.
+        rng: where the errors are drawn from.
+        dtype: what the runs compute in, before they err; float32 halves the time.
+        taps: whether to have the intermediate values.
+    """
+    for run in range(runs):
+        fused, alike = ((0, 0), (1, 1), (0, 1), (1, 0))[run % ALGORITHMS]
+        arithmetic = NoisyArithmetic(precision, rng, alike=bool(alike))
+        convert = lambda x: arithmetic.array(x.astype(dtype))  # noqa: B023, E731
+        with planted(*[FUSED] * fused):
+            found = _evaluate(point, convert, taps)
+        yield {name: np.asarray(value) for name, value in found.items()}
+
+
+def noise_of_spec(
+    point: Point,
+    truth: Flat,
+    precision: Precision,
+    runs: int,
+    rng: np.random.Generator,
+    taps: bool = False,
+) -> dict[str, Noise]:
+    """The noise of every tensor at a small point; the arguments are those of `noisy_runs`."""
+    found = list(noisy_runs(point, precision, runs, rng, taps=taps))
+    return {
+        name: Noise.of(value, [run[name] for run in found], ALGORITHMS, precision)
+        for name, value in truth.items()
+    }
+
+
 def price_spec(
     point: Point,
     truth: Flat,
@@ -144,24 +222,14 @@ def price_spec(
     dtype: Any = np.float64,
     taps: bool = False,
 ) -> dict[str, Price]:
-    """What a precision costs each tensor, by several runs of the specification that err.
+    """The price of every tensor; `truth` is `evaluate_spec` of the point.
 
-    Args:
-        point: where; exact in the precision.
-        truth: `evaluate_spec` of it.
-        precision: what the runs err like.
-        runs: how many.
-        rng: where the errors are drawn from.
-        dtype: what the runs compute in, before they err; float32 halves the time.
-        taps: whether the truth has the intermediate values.
+    No run is kept, so that this can be done at full size.
     """
     noise: dict[str, list[Sizes]] = {name: [] for name in truth}
-    for run in range(runs):
-        arithmetic = NoisyArithmetic(precision, rng, alike=run % 2 == 1)
-        convert = lambda x: arithmetic.array(x.astype(dtype))  # noqa: B023, E731
-        found = _evaluate(point, convert, taps)
+    for found in noisy_runs(point, precision, runs, rng, dtype, taps):
         for name, value in truth.items():
-            noise[name].append(distances(np.asarray(found[name]), value))
+            noise[name].append(distances(found[name], value))
     return {n: Price.of(sizes(truth[n]), noise[n], precision.u) for n in truth}
 
 

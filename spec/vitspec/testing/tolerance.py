@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,6 +104,21 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """What new points said of a suspicion (`vitspec.testing.confirmation`).
+
+    Attributes:
+        outcome: `confirmed`, `cleared`, or, in 16 bits, `untold`: the precision is too coarse.
+        mean: the mean of z, with its sign, over the new points; at the first one if there are none.
+        points: how many.
+    """
+
+    outcome: Literal["confirmed", "cleared", "untold"]
+    mean: float
+    points: int
+
+
+@dataclass(frozen=True)
 class Grade:
     """The verdict on one tensor, in the metric that decides it.
 
@@ -116,6 +131,8 @@ class Grade:
         bound: what the error may be.
         cancelled: whether the truth is zero but for noise, so that these are relative to what
             cancelled.
+        confirmation: what new points said, if the error is beyond the bound and was only a
+            suspicion.
     """
 
     tensor: str
@@ -124,6 +141,7 @@ class Grade:
     price: float
     bound: float
     cancelled: bool = False
+    confirmation: Confirmation | None = None
 
     @property
     def ratio(self) -> float:
@@ -132,8 +150,15 @@ class Grade:
 
     @property
     def conforms(self) -> bool:
-        """Whether the error is within the bound; NaN is not."""
+        """Whether the error is within the bound (NaN is not), or new points have cleared it."""
+        if self.confirmation is not None:
+            return self.confirmation.outcome == "cleared"
         return bool(self.error <= self.bound)
+
+    @property
+    def untold(self) -> bool:
+        """Whether the precision is too coarse to tell."""
+        return self.confirmation is not None and self.confirmation.outcome == "untold"
 
 
 def grade(tensor: str, value: Array, truth: Array, price: Price, factor: float = 1.0) -> Grade:

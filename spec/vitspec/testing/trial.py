@@ -12,15 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from vitspec.testing.confirmation import Witness, judged
 from vitspec.testing.families import KINK_MARGIN, AnyCase
 from vitspec.testing.implementations import Subject
+from vitspec.testing.noise import SUSPICION, Noise, first_look
 from vitspec.testing.precision import Precision
-from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
+from vitspec.testing.reference import Flat, Point, evaluate_spec, noise_of_spec, price_spec
 from vitspec.testing.results import WHOLE, Place, Result, graded
 from vitspec.testing.tolerance import Grade, Price, grade
 
-CASE_RUNS = 12
-"""Noise runs that set the price of a small case, where each is a small sample of rounding."""
+CASE_RUNS = 8
+"""Noisy runs of a small case, where each is a small sample of rounding."""
+MORE_RUNS = 16
+"""Further runs where something stands out by more than `CLOSE`."""
+CLOSE = 2.5
 LAW_FACTOR = 8.0
 """How many times wider a law's bound is: both of its sides have rounding errors, and perhaps larger
 ones than the specification's."""
@@ -42,6 +47,7 @@ class Trial:
         place: what results call it.
         description: the same in words.
         taps: whether truth and prices include intermediate values.
+        structured: whether the point's arrays have a structure that new points must keep.
     """
 
     def __init__(
@@ -53,9 +59,11 @@ class Trial:
         place: Place = WHOLE,
         description: str = "",
         taps: bool = False,
+        structured: bool = False,
     ) -> None:
         self.subject, self.point, self.precision = subject, point, subject.precision
         self.rng, self.runs, self.place, self.taps = rng, runs, place, taps
+        self.structured = structured
         self.description = description or str(point)
 
     @cached_property
@@ -69,13 +77,63 @@ class Trial:
         return evaluate_spec(self.point, taps=self.taps)
 
     @cached_property
+    def small(self) -> bool:
+        """Whether the runs can be kept, entry by entry."""
+        return self.runs >= CASE_RUNS
+
+    @cached_property
+    def noise(self) -> dict[str, Noise]:
+        """What the precision costs each entry, if the point is small."""
+        return self._noise(self.runs)
+
+    @cached_property
+    def more_noise(self) -> dict[str, Noise]:
+        """The same by more runs, where the first look is close."""
+        more = self._noise(MORE_RUNS)
+        return {name: noise.and_more(more[name]) for name, noise in self.noise.items()}
+
+    def _noise(self, runs: int) -> dict[str, Noise]:
+        return noise_of_spec(self.point, self.truth, self.precision, runs, self.rng, self.taps)
+
+    @cached_property
     def prices(self) -> dict[str, Price]:
         """What the precision costs each tensor."""
+        if self.small:
+            return {name: noise.price() for name, noise in self.noise.items()}
         # At full size float32 halves the time, and the noise is larger than its own rounding.
-        carrier = self.precision.carrier if self.runs < CASE_RUNS else "float64"
-        return price_spec(
-            self.point, self.truth, self.precision, self.runs, self.rng, carrier, self.taps
-        )
+        carrier = self.precision.carrier
+        return price_spec(self.point, self.truth, self.precision, self.runs, self.rng, carrier)
+
+    @cached_property
+    def grades(self) -> dict[str, Grade]:
+        """The verdict on each tensor that the implementation computed."""
+        names = [name for name in self.truth if name in self.found]
+        if self.small:
+            return self._judged(names)
+        return {n: grade(n, self.found[n], self.truth[n], self.prices[n]) for n in names}
+
+    def _judged(self, names: list[str]) -> dict[str, Grade]:
+        """The first look, with more runs where it is close, and what new points say then."""
+        noise, found = self.noise, self.found
+        looks = {name: first_look(name, found[name], noise[name]) for name in names}
+        close = CLOSE / SUSPICION
+        if any(not look.ratio <= close for look, _ in looks.values()):
+            noise = self.more_noise
+            looks = {name: first_look(name, found[name], noise[name]) for name in names}
+        grades = {name: look for name, (look, _) in looks.items()}
+        suspicions = [one for _, several in looks.values() for one in several]
+        if suspicions:
+            witness = Witness(
+                self.point, self.truth, found, noise, self.precision, self.evaluate,
+                self.neighbour, self.rng, self.taps,
+            )  # fmt: skip
+            grades |= judged(suspicions, witness)
+        return grades
+
+    def neighbour(self, by: float) -> Point:
+        """A new point, moved by so much, away from kinks and exact in the precision."""
+        point = self.point.moved(self.rng, by, self.structured)
+        return point.away_from_kinks(kink_margin(self.precision)).rounded(self.precision)
 
     def evaluate(self, point: Point) -> Flat:
         """The implementation's results at another point."""
@@ -88,7 +146,7 @@ class Trial:
 
     def grade(self, name: str) -> Grade:
         """The verdict on one tensor."""
-        return grade(name, self.found[name], self.truth[name], self.prices[name])
+        return self.grades[name]
 
     def compare(self, name: str, value: Any, expected: Any, scale: float = 1.0) -> Grade:
         """The verdict on a tensor that must equal another of the implementation's own.

@@ -34,8 +34,39 @@ _NORM_DERIVATIVE = "layers.normalization:normalize_derivative"
 _MHA = "layers.multi_head_attention:multi_head_attention_trace"
 _SOFTMAX = "layers.activation:softmax"
 
+FUSED = Variant(
+    "fused-attention",
+    "attention as fused kernels have it: A = exp(S - logsumexp S), and the backward's row sums from"
+    " the output, sum dO * O",
+    (
+        Patch(
+            _WEIGHTS,
+            "return softmax(scores) if mask is None",
+            "if mask is None and scores.shape[-1]:\n"
+            "        top = scalars.row_max(scores)\n"
+            "        sums = scalars.total(np.exp(scores - top), axis=-1, keepdims=True)\n"
+            "        return np.exp(scores - (top + np.log(sums)))\n"
+            "    return softmax(scores) if mask is None",
+        ),
+        Patch(
+            "layers.attention:scaled_dot_product_attention_backward",
+            "d_scores = softmax_backward_from_weights(weights, d_weights)",
+            "row_dots = scalars.total(d_out * matmul(weights, v), axis=-1, keepdims=True)\n"
+            "    d_scores = (d_weights - row_dots) * weights",
+        ),
+        Patch(
+            "layers.self_attention:self_attention_backward",
+            "d_scores = softmax_backward_from_weights(t.weights, d_weights) * scale",
+            "out = matmul(times(t.weights, factors), t.v)\n"
+            "    row_dots = (d_heads * out).sum(axis=-1, keepdims=True)\n"
+            "    d_scores = (d_weights - row_dots) * t.weights * scale",
+        ),
+    ),
+)
+
 VARIANTS: tuple[Variant, ...] = (
     Variant("as-written", "the specification as it stands", ()),
+    FUSED,
     Variant(
         "sequential-products",
         "matrix-vector products summed one term after the other, as XLA compiles them",

@@ -1,0 +1,170 @@
+"""Confirmation: whether an error that stands out at one point still does at new ones.
+
+Rounding is drawn anew at every point; a mistake stays. So a suspicion of the first look
+(`vitspec.testing.noise`), a direction w in which the error stands out, is asked again at points
+moved by some hundred roundings, with a truth of their own and the noise drawn anew. With
+
+    z_k = <w, e_k> / max(s(w), |<w, r_k>|)
+
+at the k-th new point, where e_k is the implementation's error and r_k that of the specification
+rounded operation by operation, the mean M of K such z decides:
+
+    confirmed   as soon as  |M| > PERSISTENT + FLUCTUATION / sqrt(K)
+    cleared     where       |M| <= PERSISTENT, at the second look or later, or at the last look
+
+at K = 1, 4, 16 and 64. The direction is chosen at the first point, which is not among the K. So if
+every operation errs within the table, independently and without a bias, each z_k is sub-Gaussian of
+variance 3 at most (Hoeffding), and one look rejects correct code with a probability of at most
+2 exp(-FLUCTUATION^2 / 6) = 8e-11. PERSISTENT allows for what correct code has in common at
+neighbouring points, such as the error of an approximated erf. Where a point is ill-posed, so that
+the specification itself errs by more than its noise says, r_k widens what is allowed.
+
+A first look beyond `GROSS` needs no new point; it is measured against r at the first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from vitspec.testing.noise import Noise, Suspicion
+from vitspec.testing.precision import Precision
+from vitspec.testing.reference import Flat, Point, evaluate_rounded, evaluate_spec, noise_of_spec
+from vitspec.testing.tolerance import Confirmation, Grade, worst
+from vitspec.typing import Array
+
+LOOKS = (1, 4, 16, 64)
+"""Numbers of new points after which a suspicion may be decided."""
+PERSISTENT = 2.0
+FLUCTUATION = 12.0
+GROSS = 100.0
+RUNS = 24
+"""Noisy runs that tell a suspicion, at the first of the new points."""
+
+
+def step(precision: Precision) -> float:
+    """How far new points are: many roundings, or a few where those are coarse."""
+    return precision.u * (2.0**9 if precision.u < 2.0**-20 else 4)
+
+
+@dataclass
+class _Question:
+    """A suspicion that new points are asked about."""
+
+    tensor: str
+    direction: Array
+    grade: Grade
+    scale: float = 0.0
+    zs: list[float] = field(default_factory=list)
+
+    def along(self, value: Array, truth: Array) -> float:
+        """The error in this direction."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = value.reshape(-1).astype(np.float64) - truth.reshape(-1)
+            return float(error @ self.direction)
+
+    def z(self, found: Flat, rounded: Flat, truth: Flat) -> float:
+        """The implementation's error against what this precision explains."""
+        name = self.tensor
+        own = abs(self.along(rounded[name], truth[name]))
+        return self.along(found[name], truth[name]) / max(self.scale, own)
+
+    def outcome(self, coarse: bool) -> Literal["confirmed", "cleared", "untold"] | None:
+        """What its points say so far; None if more are needed."""
+        count, mean = len(self.zs), abs(float(np.mean(self.zs)))
+        if not mean <= PERSISTENT + FLUCTUATION / count**0.5:  # so NaN is confirmed
+            return "confirmed"
+        if mean <= PERSISTENT and count >= LOOKS[1]:
+            return "cleared"
+        if count == LOOKS[-1]:
+            return "untold" if coarse else "cleared"
+        return None
+
+    def decided(self, outcome: Literal["confirmed", "cleared", "untold"], points: int) -> Grade:
+        """Its grade, with what decided it."""
+        mean = float(np.mean(self.zs))
+        return replace(self.grade, confirmation=Confirmation(outcome, mean, points))
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What can say something about a suspicion.
+
+    Attributes:
+        point: where it arose.
+        truth: of the specification there.
+        found: of the implementation there.
+        noise: of each tensor there.
+        precision: the implementation's.
+        evaluate: the implementation.
+        neighbour: a new point, moved by so much.
+        rng: of the noise at new points.
+        taps: whether intermediate values are among the tensors.
+    """
+
+    point: Point
+    truth: Flat
+    found: Flat
+    noise: Mapping[str, Noise]
+    precision: Precision
+    evaluate: Callable[[Point], Flat]
+    neighbour: Callable[[float], Point]
+    rng: np.random.Generator
+    taps: bool = False
+
+
+def judged(suspicions: Iterable[Suspicion], witness: Witness) -> dict[str, Grade]:
+    """The verdict on every suspected tensor: the grade of the worst of its suspicions."""
+    verdicts: dict[str, list[Grade]] = {}
+    for grade in _decided(list(suspicions), witness):
+        verdicts.setdefault(grade.tensor, []).append(grade)
+    return {tensor: worst(grades) for tensor, grades in verdicts.items()}
+
+
+def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
+    rounded = evaluate_rounded(w.point, w.precision, w.taps)
+    certain, questions = set(), []
+    for one in suspicions:
+        grade, name = one.grade, one.grade.tensor
+        if one.direction is None:  # not finite
+            certain.add(name)
+            yield replace(grade, confirmation=Confirmation("confirmed", np.inf, 0))
+            continue
+        question = _Question(name, one.direction, grade, w.noise[name].along(one.direction))
+        question.zs.append(question.z(w.found, rounded, w.truth))
+        if abs(question.zs[0]) > GROSS:
+            certain.add(name)
+            yield question.decided("confirmed", 0)
+        question.zs.clear()
+        questions.append(question)
+    # One confirmed direction is enough for a tensor.
+    yield from _asked([one for one in questions if one.tensor not in certain], w)
+
+
+def _asked(questions: list[_Question], w: Witness) -> Iterator[Grade]:
+    """Ask new points until each question is decided."""
+    first = True
+    while questions:
+        point = w.neighbour(step(w.precision))
+        truth = evaluate_spec(point, taps=w.taps)
+        if first:
+            noise = noise_of_spec(point, truth, w.precision, RUNS, w.rng, w.taps)
+            for one in questions:
+                one.scale = noise[one.tensor].along(one.direction)
+            first = False
+        rounded = evaluate_rounded(point, w.precision, w.taps)
+        found = w.evaluate(point)
+        for one in questions:
+            one.zs.append(one.z(found, rounded, truth))
+        points = len(questions[0].zs)
+        if points in LOOKS:
+            left = []
+            for one in questions:
+                if outcome := one.outcome(coarse=w.precision.u > 2.0**-20):
+                    yield one.decided(outcome, points)
+                else:
+                    left.append(one)
+            questions = left
