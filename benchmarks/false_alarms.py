@@ -2,16 +2,16 @@
 
     python benchmarks/false_alarms.py [--seeds 5] [--dtype float32] [--only PATTERN] [--part 0/2]
 
-Every implementation here is correct: the specification and its variants (`vitspec.testing.variants`)
-in NumPy, PyTorch's and JAX's models in several arrangements, other libraries' own classes, and
-vitfast with each of its attentions. Each is taken to the drawn cases of `vitspec check` (100 of each
-seed). The truth and the noise of a point are computed once for all that come there.
+Every implementation here is correct: the specification and its variants in NumPy
+(`vitspec.testing.variants`), PyTorch's and JAX's models in several arrangements, other libraries'
+own classes, and vitfast with each of its attentions. Each is taken to the drawn cases of `vitspec
+check`, 100 of each seed. The truth and the noise of a point are computed once for all.
 
 What is done is kept in a file of lines beside this script's results, one for each implementation,
-precision, seed and number of a case; run it again and it goes on. It prints what is left. With
-`--table` it prints the table of what is there. Set ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA,
-OPENBLAS_CORETYPE or XLA_FLAGS=--xla_cpu_max_isa=... for other instruction sets, and name the run
-with `--machine`. It needs the extras `fast` and `interop`.
+precision, seed and number of a case; run it again and it goes on. With `--table` it prints the
+table of what is there. Set ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA, OPENBLAS_CORETYPE or
+XLA_FLAGS=--xla_cpu_max_isa=... for other instruction sets, and name the run with `--machine`. It
+needs the extras `fast` and `interop`.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def at_one_place(
             continue
         first = shared.setdefault((subject.spec, trial.point.config), trial)
         if first is not trial:
-            trial.__dict__.update(truth=first.truth, noise=first.noise, more_noise=first.more_noise)
+            trial.__dict__.update(
+                truth=first.truth, noises=first.noises, more_noises=first.more_noises
+            )
         try:
             yield name, measured(trial)
         except AdapterError as error:

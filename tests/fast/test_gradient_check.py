@@ -18,7 +18,7 @@ from vitfast.implementation import compiled
 from vitfast.training import steps
 from vitfast.training.gradient_check import GradientCheck, GradientDeparts, checking, naming
 from vitfast.training.gradient_check.examples import Example, exact_factors
-from vitfast.training.gradient_check.reference import Erring, Exact, Reference, masked_pixels
+from vitfast.training.gradient_check.reference import RUNS, Erring, Exact, Reference, masked_pixels
 from vitfast.training.loop import NotFinite
 from vitfast.training.objectives import Classification, MaskedImageModelling
 from vitspec.models.conditions import Conditions
@@ -28,7 +28,7 @@ from vitspec.testing.diagnosis.search import Candidate, mistaken
 from vitspec.testing.families.practical import TELLING_CASES
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Point
-from vitspec.testing.trial import CASE_RUNS, kink_margin
+from vitspec.testing.trial import kink_margin
 from vitspec.vision_transformer_config import DropoutRates, VisionTransformerConfig
 
 CONFIG = VisionTransformerConfig(
@@ -253,7 +253,7 @@ def test_an_operation_whose_backward_is_wrong_stops_training(tmp_path, monkeypat
     with wrong_layer_norm_backward(), pytest.raises(GradientDeparts) as caught:
         check.check(0, model, batch, key)
     report = caught.value.report
-    assert (report.precision, report.runs) == ("float32", CASE_RUNS)
+    assert (report.precision, report.runs) == ("float32", RUNS)
     wrong = {grade.tensor for grade in report.departing}
     assert wrong == {name for name in model.parameter_shapes() if name.endswith("_beta")}
     assert "gradient check at step 0: 5 of" in str(caught.value)

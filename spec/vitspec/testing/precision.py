@@ -17,6 +17,7 @@ every machine.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,13 +147,20 @@ class NoisyArithmetic:
         rng: where the errors are drawn from.
         alike: whether all rows (tokens) err alike. Real rounding does where tokens are nearly
             equal, and then their errors add up in a sum instead of averaging out.
+        primitives: by how many roundings each function may err, where it is more than one.
     """
 
-    def __init__(self, precision: Precision, rng: np.random.Generator, alike: bool = False) -> None:
+    def __init__(
+        self,
+        precision: Precision,
+        rng: np.random.Generator,
+        alike: bool = False,
+        primitives: Mapping[str, float] = PRIMITIVES,
+    ) -> None:
         self.precision, self.rng, self.alike = precision, rng, alike
         self.format = PRECISIONS["float32"] if precision.products_only else precision
         self.u = self.format.u
-        self.primitives = {} if precision.sums_wider else PRIMITIVES
+        self.primitives = {} if precision.sums_wider else primitives
 
     def array(self, x: Array) -> Noisy:
         """The numbers of x, in arithmetic that errs."""

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from vitspec.testing.confirmation import Witness, judged
+from vitspec.testing.confirmation import GROSS, Witness, judged, step
 from vitspec.testing.families import KINK_MARGIN, AnyCase
 from vitspec.testing.implementations import Subject
 from vitspec.testing.noise import SUSPICION, Noise, first_look
 from vitspec.testing.precision import Precision
 from vitspec.testing.reference import Flat, Point, evaluate_spec, noise_of_spec, price_spec
 from vitspec.testing.results import WHOLE, Place, Result, graded
-from vitspec.testing.tolerance import Grade, Price, grade
+from vitspec.testing.tolerance import Confirmation, Grade, Price, grade
 
 CASE_RUNS = 8
 """Noisy runs of a small case, where each is a small sample of rounding."""
@@ -42,7 +42,7 @@ class Trial:
     Args:
         subject: what is checked.
         point: where; exact in the subject's precision.
-        rng: for the noise runs and whatever the checks draw.
+        rng: what the checks draw from; the noise and new points have streams of their own.
         runs: the number of noise runs.
         place: what results call it.
         description: the same in words.
@@ -63,6 +63,8 @@ class Trial:
     ) -> None:
         self.subject, self.point, self.precision = subject, point, subject.precision
         self.rng, self.runs, self.place, self.taps = rng, runs, place, taps
+        # Streams of their own: what a check draws does not depend on which checks came before it.
+        self._of_noise, self._of_more, self._of_points = rng.spawn(3)
         self.structured = structured
         self.description = description or str(point)
 
@@ -82,57 +84,71 @@ class Trial:
         return self.runs >= CASE_RUNS
 
     @cached_property
-    def noise(self) -> dict[str, Noise]:
+    def noises(self) -> dict[str, Noise]:
         """What the precision costs each entry, if the point is small."""
-        return self._noise(self.runs)
+        return self._noise(self.runs, self._of_noise)
 
     @cached_property
-    def more_noise(self) -> dict[str, Noise]:
+    def more_noises(self) -> dict[str, Noise]:
         """The same by more runs, where the first look is close."""
-        more = self._noise(MORE_RUNS)
-        return {name: noise.and_more(more[name]) for name, noise in self.noise.items()}
+        more = self._noise(MORE_RUNS, self._of_more)
+        return {name: noise.and_more(more[name]) for name, noise in self.noises.items()}
 
-    def _noise(self, runs: int) -> dict[str, Noise]:
-        return noise_of_spec(self.point, self.truth, self.precision, runs, self.rng, self.taps)
+    def _noise(self, runs: int, rng: np.random.Generator) -> dict[str, Noise]:
+        return noise_of_spec(self.point, self.truth, self.precision, runs, rng, self.taps)
 
     @cached_property
     def prices(self) -> dict[str, Price]:
         """What the precision costs each tensor."""
         if self.small:
-            return {name: noise.price() for name, noise in self.noise.items()}
+            return {name: noise.price() for name, noise in self.noises.items()}
         # At full size float32 halves the time, and the noise is larger than its own rounding.
-        carrier = self.precision.carrier
-        return price_spec(self.point, self.truth, self.precision, self.runs, self.rng, carrier)
+        carrier, rng = self.precision.carrier, self._of_noise
+        return price_spec(self.point, self.truth, self.precision, self.runs, rng, carrier)
 
     @cached_property
     def grades(self) -> dict[str, Grade]:
         """The verdict on each tensor that the implementation computed."""
         names = [name for name in self.truth if name in self.found]
-        if self.small:
-            return self._judged(names)
-        return {n: grade(n, self.found[n], self.truth[n], self.prices[n]) for n in names}
+        return self._judged(names) if self.small else self._judged_whole(names)
 
     def _judged(self, names: list[str]) -> dict[str, Grade]:
         """The first look, with more runs where it is close, and what new points say then."""
-        noise, found = self.noise, self.found
+        noise, found = self.noises, self.found
         looks = {name: first_look(name, found[name], noise[name]) for name in names}
         close = CLOSE / SUSPICION
         if any(not look.ratio <= close for look, _ in looks.values()):
-            noise = self.more_noise
+            noise = self.more_noises
             looks = {name: first_look(name, found[name], noise[name]) for name in names}
         grades = {name: look for name, (look, _) in looks.items()}
         suspicions = [one for _, several in looks.values() for one in several]
         if suspicions:
             witness = Witness(
                 self.point, self.truth, found, noise, self.precision, self.evaluate,
-                self.neighbour, self.rng, self.taps,
+                self.neighbour, self._of_points, self.taps,
             )  # fmt: skip
             grades |= judged(suspicions, witness)
         return grades
 
+    def _judged_whole(self, names: list[str]) -> dict[str, Grade]:
+        """The same at full size, by norms alone; what is beyond its bound must be so once more."""
+        found = {n: grade(n, self.found[n], self.truth[n], self.prices[n]) for n in names}
+        doubtful = [name for name, one in found.items() if not one.ratio <= 1]
+        gross = any(not found[name].ratio <= GROSS / SUSPICION for name in doubtful)
+        if gross or not doubtful:
+            return found
+        point = self.neighbour(step(self.precision))
+        there = Trial(self.subject, point, self._of_points, self.runs, self.place)
+        for name in doubtful:
+            one = grade(name, there.found[name], there.truth[name], there.prices[name])
+            outcome: Literal["confirmed", "cleared"] = "cleared" if one.conforms else "confirmed"
+            confirmation = Confirmation(outcome, SUSPICION * one.ratio, 1)
+            found[name] = replace(found[name], confirmation=confirmation)
+        return found
+
     def neighbour(self, by: float) -> Point:
         """A new point, moved by so much, away from kinks and exact in the precision."""
-        point = self.point.moved(self.rng, by, self.structured)
+        point = self.point.moved(self._of_points, by, self.structured)
         return point.away_from_kinks(kink_margin(self.precision)).rounded(self.precision)
 
     def evaluate(self, point: Point) -> Flat:

@@ -5,7 +5,7 @@ is written by hand. What the step's precision costs is found as `vitspec check` 
 (`vitspec.testing.tolerance`, `vitspec.testing.precision`): by runs of the specification whose
 arithmetic errs. A price is the worst of all runs, so more runs never lower a bound: it is
 enough to run until all tensors conform, one run nearly always, and only a tensor that does not
-conform after `CASE_RUNS` of them departs.
+conform after `RUNS` of them departs.
 
 A step in a low precision keeps its parameters in float32 and rounds them on the way in; so what the
 precision cannot hold is moved there by up to a rounding. Its loss is computed in float32 of the
@@ -32,7 +32,6 @@ from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.testing import reference
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, Precision
 from vitspec.testing.tolerance import Grade, Price, Sizes, distances, grade, sizes
-from vitspec.testing.trial import CASE_RUNS
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import VisionTransformerConfig
 
@@ -41,6 +40,9 @@ Flat = dict[str, Array]
 
 Planting = Callable[[], AbstractContextManager[Any]]
 """What the model, but not the loss, is evaluated in: mistakes of the catalogue, or nothing."""
+
+RUNS = 12
+"""Runs that err, at most."""
 
 SMALL = 1_000_000
 """The number of parameters up to which the runs that err do so on top of float64."""
@@ -235,6 +237,6 @@ class Reference:
                 grade(name, found[name], truth, self.price(name))
                 for name, truth in self.truth.items()
             ]
-            if all(one.conforms for one in grades) or self.runs >= CASE_RUNS:
+            if all(one.conforms for one in grades) or self.runs >= RUNS:
                 return sorted(grades, key=lambda g: (g.conforms, -g.ratio))
             self.run()

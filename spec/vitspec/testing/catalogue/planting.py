@@ -79,6 +79,11 @@ def planted(*deviations: Plantable) -> Iterator[None]:
         _exchange(after, before)
 
 
+def anything_planted() -> bool:
+    """Whether the specification runs with something planted in it."""
+    return bool(_now)
+
+
 def _unpatched(function: str) -> _Planted:
     holder, name = _holder(function)
     original = getattr(holder, name)

@@ -14,10 +14,11 @@ import numpy as np
 
 from vitspec.testing.families import AnyCase, Config
 from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.noise import Noise
 from vitspec.testing.precision import Precision
-from vitspec.testing.reference import Flat, Point, evaluate_spec, price_spec
-from vitspec.testing.tolerance import Grade, Price, grade
-from vitspec.testing.trial import CASE_RUNS, kink_margin
+from vitspec.testing.reference import Flat, Point, evaluate_spec, noise_of_spec
+from vitspec.testing.tolerance import Grade
+from vitspec.testing.trial import CASE_RUNS, Trial, kink_margin
 from vitspec.typing import Array
 
 
@@ -68,11 +69,11 @@ def _point(case: AnyCase, precision: Precision) -> Point:
 
 
 @lru_cache(maxsize=16)
-def _reference(case: AnyCase, precision: Precision, taps: bool) -> tuple[Flat, dict[str, Price]]:
+def _reference(case: AnyCase, precision: Precision, taps: bool) -> tuple[Flat, dict[str, Noise]]:
     """The specification's results in float64, and what a precision costs them."""
     point, rng = _point(case, precision), np.random.default_rng([case.seed, 3])
     truth = evaluate_spec(point, taps=taps)
-    return truth, price_spec(point, truth, precision, CASE_RUNS, rng, taps=taps)
+    return truth, noise_of_spec(point, truth, precision, CASE_RUNS, rng, taps)
 
 
 class Sample:
@@ -88,7 +89,7 @@ class Sample:
         self.point = _point(case, self.precision)
         found = subject.evaluate(self.point)
         taps = found.keys() - {"logits", "image", *self.point.params}
-        self.truth, self.prices = _reference(case, self.precision, bool(taps))
+        self.truth, noises = _reference(case, self.precision, bool(taps))
         fitting = {n for n in taps & self.truth.keys() if found[n].shape == self.truth[n].shape}
         self.strange_taps = sorted(taps - fitting)
         self.taps = [name for name in self.truth if name in fitting]
@@ -98,14 +99,15 @@ class Sample:
             if name not in self.strange_taps
         }
         self.tensors = [name for name in self.truth if name in found and name not in taps]
+        rng = np.random.default_rng([case.seed, 3])
+        self.trial = Trial(subject, self.point, rng, taps=bool(taps))
+        self.trial.__dict__.update(found=self.found, truth=self.truth, noises=noises)
+        self.prices = self.trial.prices
 
     @cached_property
     def grades(self) -> dict[str, Grade]:
-        """The verdicts on all tensors and taps, against the specification."""
-        return {
-            name: grade(name, self.found[name], self.truth[name], self.prices[name])
-            for name in (*self.taps, *self.tensors)
-        }
+        """The verdicts on all taps and tensors, as `vitspec check` would have them."""
+        return {name: self.trial.grades[name] for name in (*self.taps, *self.tensors)}
 
     @cached_property
     def relative_prices(self) -> dict[str, float]:

@@ -22,6 +22,7 @@ from vitspec.testing.reference import Flat, Point
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import WHOLE, Result, graded
 from vitspec.testing.tolerance import grade
+from vitspec.testing.trial import Trial
 from vitspec.testing.vectors import folder
 from vitspec.testing.vectors.folder import Answer, Vector
 from vitspec.testing.vectors.format import VectorError, parse_json, read_file, sha256
@@ -125,7 +126,23 @@ def _check_model(subject: Subject, vector: Vector) -> Iterator[Result]:
         if check == VJP and not subject.has_vjp:
             yield _result(vector, check, "skipped", "it has no vjp")
             continue
-        yield _graded(vector, check, names, evaluators[check](point), subject.precision)
+        found = evaluators[check](point)
+        result = _graded(vector, check, names, found, subject.precision)
+        yield result if result.status == "passed" else _looked_at_again(subject, vector, result)
+
+
+def _looked_at_again(subject: Subject, vector: Vector, result: Result) -> Result:
+    """A result with the kit's own verdict on every tensor that is beyond its frozen bound.
+
+    A frozen price is one draw of rounding. Here the noise can be drawn anew, and new points asked.
+    """
+    point, rng = vector.point().rounded(subject.precision), np.random.default_rng(0)
+    trial = Trial(subject, point, rng, place=vector.place, structured=True)
+    trial.__dict__["truth"] = vector.truth
+    with np.errstate(all="ignore"):
+        grades = [g if g.conforms else trial.grades[g.tensor] for g in result.grades]
+    again = graded(result.check, result.place, grades, result.point)
+    return again if again.status == "passed" else replace(again, reason=result.reason)
 
 
 def _check_layer(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[Result]:
