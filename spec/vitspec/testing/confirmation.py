@@ -4,10 +4,9 @@ Rounding is drawn anew at every point; a mistake stays. So a suspicion of the fi
 (`vitspec.testing.noise`), a direction w in which the error stands out, is asked again at points
 moved by some hundred roundings, with a truth of their own and the noise drawn anew. With
 
-    z_k = <w, e_k> / max(s(w), |<w, r_k>|)
+    z_k = <w, e_k> / (s(w) F_k)
 
-at the k-th new point, where e_k is the implementation's error and r_k that of the specification
-rounded operation by operation, the mean M of K such z decides:
+at the k-th new point, where e_k is the implementation's error, the mean M of K such z decides:
 
     confirmed   as soon as  |M| > PERSISTENT + FLUCTUATION / sqrt(K)
     cleared     where       |M| <= PERSISTENT, at the second look or later, or at the last look
@@ -16,10 +15,11 @@ at K = 1, 4, 16 and 64. The direction is chosen at the first point, which is not
 every operation errs within the table, independently and without a bias, each z_k is sub-Gaussian of
 variance 3 at most (Hoeffding), and one look rejects correct code with a probability of at most
 2 exp(-FLUCTUATION^2 / 6) = 8e-11. PERSISTENT allows for what correct code has in common at
-neighbouring points, such as the error of an approximated erf. Where a point is ill-posed, so that
-the specification itself errs by more than its noise says, r_k widens what is allowed.
+neighbouring points, such as the error of an approximated erf. F_k is 1, but where a point is
+ill-posed: the noise is not what the precision costs there, since the specification itself, rounded
+operation by operation, stands out in this tensor by F_k > 1 suspicions.
 
-A first look beyond `GROSS` needs no new point; it is measured against r at the first one.
+A first look beyond `GROSS` needs no new point, only F at the first one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitspec.testing.noise import Noise, Suspicion
+from vitspec.testing.noise import Noise, Suspicion, first_look
 from vitspec.testing.precision import Precision
 from vitspec.testing.reference import Flat, Point, evaluate_rounded, evaluate_spec, noise_of_spec
 from vitspec.testing.tolerance import Confirmation, Grade, worst
@@ -50,27 +50,23 @@ def step(precision: Precision) -> float:
     return precision.u * (2.0**9 if precision.u < 2.0**-20 else 4)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Question:
     """A suspicion that new points are asked about."""
 
     tensor: str
     direction: Array
     grade: Grade
-    scale: float = 0.0
     zs: list[float] = field(default_factory=list)
 
-    def along(self, value: Array, truth: Array) -> float:
-        """The error in this direction."""
+    def ask(self, found: Flat, rounded: Flat, noise: Mapping[str, Noise]) -> float:
+        """z of the error in this direction, against what this precision explains."""
+        name, there = self.tensor, noise[self.tensor]
         with np.errstate(invalid="ignore", over="ignore"):
-            error = value.reshape(-1).astype(np.float64) - truth.reshape(-1)
-            return float(error @ self.direction)
-
-    def z(self, found: Flat, rounded: Flat, truth: Flat) -> float:
-        """The implementation's error against what this precision explains."""
-        name = self.tensor
-        own = abs(self.along(rounded[name], truth[name]))
-        return self.along(found[name], truth[name]) / max(self.scale, own)
+            error = found[name].reshape(-1).astype(np.float64) - there.truth
+            along = float(error @ self.direction)
+        widened, _ = first_look(name, rounded[name], there)
+        return along / (there.along(self.direction) * max(1.0, widened.ratio))
 
     def outcome(self, coarse: bool) -> Literal["confirmed", "cleared", "untold"] | None:
         """What its points say so far; None if more are needed."""
@@ -83,11 +79,6 @@ class _Question:
             return "untold" if coarse else "cleared"
         return None
 
-    def decided(self, outcome: Literal["confirmed", "cleared", "untold"], points: int) -> Grade:
-        """Its grade, with what decided it."""
-        mean = float(np.mean(self.zs))
-        return replace(self.grade, confirmation=Confirmation(outcome, mean, points))
-
 
 @dataclass(frozen=True)
 class Witness:
@@ -95,7 +86,6 @@ class Witness:
 
     Attributes:
         point: where it arose.
-        truth: of the specification there.
         found: of the implementation there.
         noise: of each tensor there.
         precision: the implementation's.
@@ -106,7 +96,6 @@ class Witness:
     """
 
     point: Point
-    truth: Flat
     found: Flat
     noise: Mapping[str, Noise]
     precision: Precision
@@ -128,17 +117,16 @@ def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
     rounded = evaluate_rounded(w.point, w.precision, w.taps)
     certain, questions = set(), []
     for one in suspicions:
-        grade, name = one.grade, one.grade.tensor
+        name = one.grade.tensor
         if one.direction is None:  # not finite
             certain.add(name)
-            yield replace(grade, confirmation=Confirmation("confirmed", np.inf, 0))
+            yield replace(one.grade, confirmation=Confirmation("confirmed", np.inf, 0))
             continue
-        question = _Question(name, one.direction, grade, w.noise[name].along(one.direction))
-        question.zs.append(question.z(w.found, rounded, w.truth))
-        if abs(question.zs[0]) > GROSS:
+        question = _Question(name, one.direction, one.grade)
+        z = question.ask(w.found, rounded, w.noise)
+        if abs(z) > GROSS:
             certain.add(name)
-            yield question.decided("confirmed", 0)
-        question.zs.clear()
+            yield replace(one.grade, confirmation=Confirmation("confirmed", z, 0))
         questions.append(question)
     # One confirmed direction is enough for a tensor.
     yield from _asked([one for one in questions if one.tensor not in certain], w)
@@ -146,25 +134,20 @@ def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
 
 def _asked(questions: list[_Question], w: Witness) -> Iterator[Grade]:
     """Ask new points until each question is decided."""
-    first = True
+    noise: dict[str, Noise] = {}
+    points = 0
     while questions:
         point = w.neighbour(step(w.precision))
         truth = evaluate_spec(point, taps=w.taps)
-        if first:
+        if points == 0:
             noise = noise_of_spec(point, truth, w.precision, RUNS, w.rng, w.taps)
-            for one in questions:
-                one.scale = noise[one.tensor].along(one.direction)
-            first = False
-        rounded = evaluate_rounded(point, w.precision, w.taps)
-        found = w.evaluate(point)
+        noise = {name: one.at(truth[name]) for name, one in noise.items()}
+        rounded, found = evaluate_rounded(point, w.precision, w.taps), w.evaluate(point)
+        points += 1
         for one in questions:
-            one.zs.append(one.z(found, rounded, truth))
-        points = len(questions[0].zs)
-        if points in LOOKS:
-            left = []
-            for one in questions:
-                if outcome := one.outcome(coarse=w.precision.u > 2.0**-20):
-                    yield one.decided(outcome, points)
-                else:
-                    left.append(one)
-            questions = left
+            one.zs.append(one.ask(found, rounded, noise))
+        for one in list(questions) if points in LOOKS else ():
+            if outcome := one.outcome(coarse=w.precision.u > 2.0**-20):
+                questions.remove(one)
+                mean = float(np.mean(one.zs))
+                yield replace(one.grade, confirmation=Confirmation(outcome, mean, points))

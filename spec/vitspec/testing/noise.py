@@ -17,7 +17,7 @@ whether it still points that way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ DIRECTIONS = 8
 """Entries of one tensor that are suspected, the furthest off first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Noise:
     """What a precision costs one tensor, run by run.
 
@@ -62,6 +62,10 @@ class Noise:
         """The noise of these runs and of others at the same point."""
         runs = np.concatenate([self.runs, other.runs], axis=1)
         return Noise(runs, self.truth, self.rows, self.precision)
+
+    def at(self, truth: Array) -> Noise:
+        """The same noise at a neighbouring point."""
+        return replace(self, truth=np.asarray(truth, np.float64).reshape(-1))
 
     def price(self) -> Price:
         """The price by all runs, as `vitspec.testing.tolerance` has it."""
@@ -95,7 +99,7 @@ def _largest(squares: Array) -> Array:
     return np.asarray(np.sqrt(squares.mean(axis=1).max(axis=0)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suspicion:
     """A direction in which a tensor's error stands out.
 

@@ -124,7 +124,7 @@ class Trial:
         suspicions = [one for _, several in looks.values() for one in several]
         if suspicions:
             witness = Witness(
-                self.point, self.truth, found, noise, self.precision, self.evaluate,
+                self.point, found, noise, self.precision, self.evaluate,
                 self.neighbour, self._of_points, self.taps,
             )  # fmt: skip
             grades |= judged(suspicions, witness)
