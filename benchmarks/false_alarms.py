@@ -29,7 +29,7 @@ from vitspec.testing.catalogue import planted
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.noise import SUSPICION
-from vitspec.testing.reference import SpecImplementation
+from vitspec.testing.reference import Reference, SpecImplementation
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites import SUITES
 from vitspec.testing.trial import Trial
@@ -164,18 +164,14 @@ def at_one_place(
     left: dict[str, Subject], seed: int, case: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each implementation at one case; the truth and the noise once for each point."""
-    shared: dict[Any, Trial] = {}
+    shared: dict[Any, Reference] = {}
     suite = SUITES["case"]
     for name, subject in left.items():
         trial = suite.trial(subject, Settings(seed=seed), case)
         if suite.why_unsupported(trial):
             yield name, {"unsupported": True}
             continue
-        first = shared.setdefault((subject.spec, trial.point.config), trial)
-        if first is not trial:
-            trial.__dict__.update(
-                truth=first.truth, noises=first.noises, more_noises=first.more_noises
-            )
+        trial.reference = shared.setdefault((subject.spec, trial.point.config), trial.reference)
         try:
             yield name, measured(trial)
         except AdapterError as error:

@@ -127,7 +127,7 @@ def test_logits_and_every_gradient_are_within_the_kit_s_bounds(precision, spec, 
         subject = Subject(implementation, precision.name)
         trial = Trial(subject, point, np.random.default_rng(0))
         # What is true, and what it costs, does not depend on who is graded.
-        trial.truth, trial.prices = spec_itself.truth, spec_itself.prices
+        trial.reference = spec_itself.reference
         departures = [g for g in map(trial.grade, trial.truth) if not g.conforms]
         assert not departures, (implementation.name, departures)
 

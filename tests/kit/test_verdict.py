@@ -218,8 +218,9 @@ def test_where_noise_says_too_little_the_specification_itself_widens_what_is_all
     """At an ill-posed point correct code errs alike, and by far more than its noise says."""
     for shrunk, conforms in ((Bent(lambda g, _: g), True), (Bent(bent_entry(1e-3)), False)):
         trial = trial_at(shrunk, CASE)
-        less = {n: replace(one, runs=1e-3 * one.runs) for n, one in trial.noises.items()}
-        trial.__dict__.update(noises=less, more_noises=less)
+        noises = trial.reference.noises
+        less = {n: replace(one, runs=1e-3 * one.runs) for n, one in noises.items()}
+        trial.reference.noises = trial.reference.more_noises = less
         grades = trial.grades
         assert any(grade.confirmation for grade in grades.values())
         assert grades[BENT].conforms == conforms

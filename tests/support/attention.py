@@ -8,7 +8,6 @@ from vitspec.layers.attention import (
 )
 from vitspec.testing.precision import PRECISIONS, NoisyArithmetic, rounded
 from vitspec.testing.tolerance import Price, distances, grade, sizes
-from vitspec.testing.trial import CASE_RUNS
 
 NAMES = ("out", "d_query", "d_key", "d_value")
 BATCH, HEADS, QUERIES, KEYS, HEAD_DIM = 2, 3, 5, 7, 4
@@ -47,7 +46,7 @@ def spec_attention(query, key, value, cotangent, mask=None):
     return dict(zip(NAMES, map(batched, zip(*results, strict=True)), strict=True))
 
 
-def price_attention(truth, arrays, mask, precision, runs=CASE_RUNS):
+def price_attention(truth, arrays, mask, precision, runs=12):
     """What the precision costs the specification itself, as in `vitspec.testing.reference`."""
     noise = {name: [] for name in NAMES}
     for run in range(runs):

@@ -18,9 +18,9 @@ def default_trial(implementation, dtype, index, suite="case", **settings):
 
 
 def same_point(trial, implementation):
-    """The same trial of another implementation; the truth and the price are not computed again."""
+    """The same trial of another implementation; the truth and the noise are not computed again."""
     other = Trial(Subject(implementation, trial.precision.name), trial.point, trial.rng)
-    other.__dict__.update(truth=trial.truth, prices=trial.prices)
+    other.reference = trial.reference
     return other
 
 

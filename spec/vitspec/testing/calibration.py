@@ -1,4 +1,4 @@
-"""Whether the bound's constants are right: correct variants pass, planted mistakes do not.
+"""Whether the first look's constants are right: correct variants pass, planted mistakes do not.
 
 `vitspec tolerances` prints these figures and renews the table of `docs/tolerances.md`.
 """
@@ -16,9 +16,9 @@ from rich.table import Table
 from vitspec.testing.catalogue import CATALOGUE, Deviation, planted
 from vitspec.testing.families import FAMILIES, MODELS
 from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.noise import SUSPICION
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import Flat, SpecImplementation
-from vitspec.testing.tolerance import PRICE_FACTOR, ROUNDING_FACTOR, grade
 from vitspec.testing.trial import Trial, case_trial
 from vitspec.testing.variants import VARIANTS
 
@@ -34,20 +34,21 @@ class Figures:
     Attributes:
         dtype: the precision.
         comparisons: tensors of correct variants that were graded.
-        rejected: those that were rejected; none may be.
-        worst: the largest error / bound of each correct variant.
-        margins: the largest error / bound of each form of a planted mistake, over a few cases.
+        suspected: those that the first look suspects; new points clear them.
+        largest: the largest z of each correct variant.
+        margins: the largest z of each form of a planted mistake, over a few cases, in units of
+            that of a suspicion.
     """
 
     dtype: str
     comparisons: int = 0
-    rejected: int = 0
-    worst: dict[str, float] = field(default_factory=dict)
+    suspected: int = 0
+    largest: dict[str, float] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)
 
     @property
     def unseen(self) -> list[str]:
-        """The mistakes that the bound lets pass."""
+        """The mistakes that it does not suspect."""
         return [name for name, margin in self.margins.items() if margin <= 1]
 
 
@@ -89,10 +90,11 @@ def _grade_variants(figures: Figures, seed: int) -> None:
     for variant in VARIANTS:
         with planted(variant):
             found = base.evaluate(base.point)
-        ratios = [_ratio(base, found, name) for name in base.truth]
+        ratios = _ratios(base, found)
         figures.comparisons += len(ratios)
-        figures.rejected += sum(ratio > 1 for ratio in ratios)
-        figures.worst[variant.name] = max(figures.worst.get(variant.name, 0.0), *ratios)
+        figures.suspected += sum(ratio > 1 for ratio in ratios)
+        largest = SUSPICION * max(ratios)
+        figures.largest[variant.name] = max(figures.largest.get(variant.name, 0.0), largest)
 
 
 def _grade_mistakes(figures: Figures, seed: int) -> None:
@@ -102,7 +104,7 @@ def _grade_mistakes(figures: Figures, seed: int) -> None:
         for form, mistake in forms():
             if spec in mistake.specs:
                 found = _evaluate_with(base, spec, figures.dtype, mistake)
-                ratio = max(_ratio(base, found, n) for n in base.truth) if found else np.inf
+                ratio = max(_ratios(base, found)) if found else np.inf
                 figures.margins[form] = max(figures.margins.get(form, 0.0), ratio)
 
 
@@ -128,8 +130,8 @@ def _evaluate_with(base: Trial, spec: str, dtype: str, mistake: Deviation) -> Fl
         return None
 
 
-def _ratio(trial: Trial, found: Flat, name: str) -> float:
-    return grade(name, found[name], trial.truth[name], trial.prices[name]).ratio
+def _ratios(trial: Trial, found: Flat) -> list[float]:
+    return [look.ratio for look, _ in trial.looks(found).values()]
 
 
 # ---- showing -----------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def _ratio(trial: Trial, found: Flat, name: str) -> float:
 
 def tables(figures: Sequence[Figures]) -> Iterator[Table]:
     """The figures, for a terminal."""
-    table = Table(title=f"bound: {PRICE_FACTOR} price + {ROUNDING_FACTOR} u", title_justify="left")
+    table = Table(title=f"suspected: z > {SUSPICION:g}", title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading == "precision" else "right")
     for one in figures:
@@ -146,14 +148,14 @@ def tables(figures: Sequence[Figures]) -> Iterator[Table]:
     if unseen := [one for one in figures if one.unseen]:
         missed = Table(title="mistakes that whole models do not show", title_justify="left")
         missed.add_column("precision")
-        missed.add_column("mistake (error / bound)", overflow="fold")
+        missed.add_column("mistake (z / suspicion)", overflow="fold")
         for one in unseen:
             missed.add_row(one.dtype, ", ".join(_unseen(one)))
         yield missed
 
 
 _HEADINGS = (
-    "precision", "tensors", "rejected", "worst correct", "mistakes", "seen", "smallest margin seen",
+    "precision", "tensors", "suspected", "largest z", "mistakes", "seen", "smallest margin seen",
 )  # fmt: skip
 
 
@@ -161,8 +163,8 @@ def _row(one: Figures) -> list[str]:
     seen = {name: margin for name, margin in one.margins.items() if margin > 1}
     smallest = f"{min(seen.values()):.2g}" if seen else ""
     return [
-        one.dtype, f"{one.comparisons:,}", str(one.rejected),
-        f"{max(one.worst.values(), default=0):.2f}", str(len(one.margins)), str(len(seen)),
+        one.dtype, f"{one.comparisons:,}", str(one.suspected),
+        f"{max(one.largest.values(), default=0):.1f}", str(len(one.margins)), str(len(seen)),
         smallest,
     ]  # fmt: skip
 
@@ -181,13 +183,13 @@ def markdown(figures: Sequence[Figures]) -> str:
         ["---"] + ["---:"] * len(figures),
     ]
     for variant in VARIANTS:
-        worst = [f"{one.worst.get(variant.name, 0):.2f}" for one in figures]
-        variants.append([f"`{variant.name}`: {variant.description}", *worst])
-    text += "\n\nThe largest error / bound of each correct variant:\n\n"
+        largest = [f"{one.largest.get(variant.name, 0):.1f}" for one in figures]
+        variants.append([f"`{variant.name}`: {variant.description}", *largest])
+    text += "\n\nThe largest z of each correct variant:\n\n"
     text += "\n".join("| " + " | ".join(line) + " |" for line in variants)
     for one in figures:
         if one.unseen:
-            text += f"\n\nNot seen in whole models in {one.dtype} (error / bound): "
+            text += f"\n\nNot seen in whole models in {one.dtype} (z / suspicion): "
             text += ", ".join(f"`{n}` ({one.margins[n]:.2g})" for n in one.unseen) + "."
     return text + "\n"
 
@@ -212,9 +214,9 @@ def to_json(figures: Sequence[Figures]) -> dict[str, Any]:
         return {n: v if np.isfinite(v) else str(v) for n, v in numbers.items()}
 
     return {
-        "schema": "vitspec-tolerances/1",
+        "schema": "vitspec-tolerances/2",
         "precisions": [
-            asdict(one) | {"worst": safe(one.worst), "margins": safe(one.margins)}
+            asdict(one) | {"largest": safe(one.largest), "margins": safe(one.margins)}
             for one in figures
         ],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ from vitspec.typing import Array
 
 ALGORITHMS = 4
 """Ways of computing the specification that noisy runs take in turns."""
+CASE_RUNS = 8
+"""Noisy runs of a small point, where each is a small sample of rounding."""
+MORE_RUNS = 16
+"""Further ones, where something stands out."""
 
 Flat = dict[str, Array]
 """Arrays by name: `logits`, `image` (the images' gradient), gradients by their parameter's name."""
@@ -233,6 +237,58 @@ def price_spec(
         for name, value in truth.items():
             noise[name].append(distances(found[name], value))
     return {n: Price.of(sizes(truth[n]), noise[n], precision.u) for n in truth}
+
+
+class Reference:
+    """What is true at a point and what a precision costs there, each computed once.
+
+    It does not depend on who is graded: those who come to the same point may share it.
+
+    Args:
+        point: where; exact in the precision.
+        precision: what is priced.
+        rng: of the noise.
+        runs: the number of noisy runs.
+        taps: whether intermediate values are included.
+
+    Attributes:
+        small: whether the runs can be kept, entry by entry.
+    """
+
+    def __init__(
+        self, point: Point, precision: Precision, rng: np.random.Generator, runs: int, taps: bool
+    ) -> None:
+        self.point, self.precision, self.runs, self.taps = point, precision, runs, taps
+        self._rng, self._more_rng = rng.spawn(2)
+        self.small = runs >= CASE_RUNS
+
+    @cached_property
+    def truth(self) -> Flat:
+        """What the specification computes in float64."""
+        return evaluate_spec(self.point, taps=self.taps)
+
+    @cached_property
+    def noises(self) -> dict[str, Noise]:
+        """What the precision costs each entry, if the point is small."""
+        return self._noises(self.runs, self._rng)
+
+    @cached_property
+    def more_noises(self) -> dict[str, Noise]:
+        """The same by more runs."""
+        more = self._noises(MORE_RUNS, self._more_rng)
+        return {name: noise.and_more(more[name]) for name, noise in self.noises.items()}
+
+    def _noises(self, runs: int, rng: np.random.Generator) -> dict[str, Noise]:
+        return noise_of_spec(self.point, self.truth, self.precision, runs, rng, self.taps)
+
+    @cached_property
+    def prices(self) -> dict[str, Price]:
+        """What the precision costs each tensor."""
+        if self.small:
+            return {name: noise.price() for name, noise in self.noises.items()}
+        # At full size float32 halves the time, and the noise is larger than its own rounding.
+        carrier = self.precision.carrier
+        return price_spec(self.point, self.truth, self.precision, self.runs, self._rng, carrier)
 
 
 class SpecImplementation:

@@ -15,17 +15,14 @@ import numpy as np
 from vitspec.testing.confirmation import GROSS, Witness, judged, step
 from vitspec.testing.families import KINK_MARGIN, AnyCase
 from vitspec.testing.implementations import Subject
-from vitspec.testing.noise import SUSPICION, Noise, first_look
+from vitspec.testing.noise import SUSPICION, Suspicion, first_look
 from vitspec.testing.precision import Precision
-from vitspec.testing.reference import Flat, Point, evaluate_spec, noise_of_spec, price_spec
+from vitspec.testing.reference import CASE_RUNS, Flat, Point, Reference
 from vitspec.testing.results import WHOLE, Place, Result, graded
 from vitspec.testing.tolerance import Confirmation, Grade, Price, grade
 
-CASE_RUNS = 8
-"""Noisy runs of a small case, where each is a small sample of rounding."""
-MORE_RUNS = 16
-"""Further runs where something stands out by more than `CLOSE`."""
 CLOSE = 2.5
+"""A z of the first look by which more noisy runs are worth their time."""
 LAW_FACTOR = 8.0
 """How many times wider a law's bound is: both of its sides have rounding errors, and perhaps larger
 ones than the specification's."""
@@ -62,9 +59,10 @@ class Trial:
         structured: bool = False,
     ) -> None:
         self.subject, self.point, self.precision = subject, point, subject.precision
-        self.rng, self.runs, self.place, self.taps = rng, runs, place, taps
+        self.rng, self.place = rng, place
         # Streams of their own: what a check draws does not depend on which checks came before it.
-        self._of_noise, self._of_more, self._of_points = rng.spawn(3)
+        of_noise, self._of_points = rng.spawn(2)
+        self.reference = Reference(point, subject.precision, of_noise, runs, taps)
         self.structured = structured
         self.description = description or str(point)
 
@@ -73,72 +71,52 @@ class Trial:
         """What the implementation computes: logits, taps, and gradients if it has any."""
         return self.evaluate(self.point)
 
-    @cached_property
+    @property
     def truth(self) -> Flat:
         """What the specification computes in float64."""
-        return evaluate_spec(self.point, taps=self.taps)
+        return self.reference.truth
 
-    @cached_property
-    def small(self) -> bool:
-        """Whether the runs can be kept, entry by entry."""
-        return self.runs >= CASE_RUNS
-
-    @cached_property
-    def noises(self) -> dict[str, Noise]:
-        """What the precision costs each entry, if the point is small."""
-        return self._noise(self.runs, self._of_noise)
-
-    @cached_property
-    def more_noises(self) -> dict[str, Noise]:
-        """The same by more runs, where the first look is close."""
-        more = self._noise(MORE_RUNS, self._of_more)
-        return {name: noise.and_more(more[name]) for name, noise in self.noises.items()}
-
-    def _noise(self, runs: int, rng: np.random.Generator) -> dict[str, Noise]:
-        return noise_of_spec(self.point, self.truth, self.precision, runs, rng, self.taps)
-
-    @cached_property
+    @property
     def prices(self) -> dict[str, Price]:
         """What the precision costs each tensor."""
-        if self.small:
-            return {name: noise.price() for name, noise in self.noises.items()}
-        # At full size float32 halves the time, and the noise is larger than its own rounding.
-        carrier, rng = self.precision.carrier, self._of_noise
-        return price_spec(self.point, self.truth, self.precision, self.runs, rng, carrier)
+        return self.reference.prices
 
     @cached_property
     def grades(self) -> dict[str, Grade]:
         """The verdict on each tensor that the implementation computed."""
-        names = [name for name in self.truth if name in self.found]
-        return self._judged(names) if self.small else self._judged_whole(names)
+        return self._judged() if self.reference.small else self._judged_whole()
 
-    def _judged(self, names: list[str]) -> dict[str, Grade]:
-        """The first look, with more runs where it is close, and what new points say then."""
-        noise, found = self.noises, self.found
-        looks = {name: first_look(name, found[name], noise[name]) for name in names}
-        close = CLOSE / SUSPICION
-        if any(not look.ratio <= close for look, _ in looks.values()):
-            noise = self.more_noises
-            looks = {name: first_look(name, found[name], noise[name]) for name in names}
+    def looks(self, found: Flat) -> dict[str, tuple[Grade, tuple[Suspicion, ...]]]:
+        """The first look at what was found at this small point, with more runs if it is close."""
+        there = self.reference
+        looks = {n: first_look(n, found[n], one) for n, one in there.noises.items() if n in found}
+        if all(look.ratio <= CLOSE / SUSPICION for look, _ in looks.values()):
+            return looks
+        return {name: first_look(name, found[name], there.more_noises[name]) for name in looks}
+
+    def _judged(self) -> dict[str, Grade]:
+        """The first look, and what new points say of its suspicions."""
+        looks = self.looks(self.found)
         grades = {name: look for name, (look, _) in looks.items()}
         suspicions = [one for _, several in looks.values() for one in several]
-        if suspicions:
-            witness = Witness(
-                self.point, found, noise, self.precision, self.evaluate,
-                self.neighbour, self._of_points, self.taps,
-            )  # fmt: skip
-            grades |= judged(suspicions, witness)
-        return grades
+        if not suspicions:
+            return grades
+        witness = Witness(
+            self.point, self.found, self.reference.more_noises, self.precision, self.evaluate,
+            self.neighbour, self._of_points, self.reference.taps,
+        )  # fmt: skip
+        return grades | judged(suspicions, witness)
 
-    def _judged_whole(self, names: list[str]) -> dict[str, Grade]:
+    def _judged_whole(self) -> dict[str, Grade]:
         """The same at full size, by norms alone; what is beyond its bound must be so once more."""
+        names = [name for name in self.truth if name in self.found]
         found = {n: grade(n, self.found[n], self.truth[n], self.prices[n]) for n in names}
         doubtful = [name for name, one in found.items() if not one.ratio <= 1]
         gross = any(not found[name].ratio <= GROSS / SUSPICION for name in doubtful)
         if gross or not doubtful:
             return found
         point = self.neighbour(step(self.precision))
-        there = Trial(self.subject, point, self._of_points, self.runs, self.place)
+        there = Trial(self.subject, point, self._of_points, self.reference.runs, self.place)
         for name in doubtful:
             one = grade(name, there.found[name], there.truth[name], there.prices[name])
             outcome: Literal["confirmed", "cleared"] = "cleared" if one.conforms else "confirmed"

@@ -18,9 +18,8 @@ from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.diagnosis.search import Candidate, mistaken
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS, Precision
-from vitspec.testing.reference import Point, evaluate_spec, price_spec
+from vitspec.testing.reference import CASE_RUNS, Point, evaluate_spec, price_spec
 from vitspec.testing.tolerance import grade
-from vitspec.testing.trial import CASE_RUNS
 
 ALIKE = 32.0
 """Two errors of the same making are within this factor of each other."""

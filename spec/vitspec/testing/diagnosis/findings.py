@@ -10,9 +10,8 @@ from vitspec.testing.diagnosis.diagnosis import Departure
 from vitspec.testing.diagnosis.patterns import LAYER, patterns
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.precision import PRECISIONS, Precision
-from vitspec.testing.reference import price_spec
+from vitspec.testing.reference import CASE_RUNS, price_spec
 from vitspec.testing.tolerance import grade, worst
-from vitspec.testing.trial import CASE_RUNS
 
 FAR_BELOW = 1 / 32
 """Of a precision's price: errors below are not of its making."""

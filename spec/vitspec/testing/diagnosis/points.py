@@ -14,11 +14,10 @@ import numpy as np
 
 from vitspec.testing.families import AnyCase, Config
 from vitspec.testing.implementations import AdapterError, Subject
-from vitspec.testing.noise import Noise
 from vitspec.testing.precision import Precision
-from vitspec.testing.reference import Flat, Point, evaluate_spec, noise_of_spec
+from vitspec.testing.reference import CASE_RUNS, Point, Reference
 from vitspec.testing.tolerance import Grade
-from vitspec.testing.trial import CASE_RUNS, Trial, kink_margin
+from vitspec.testing.trial import Trial, kink_margin
 from vitspec.typing import Array
 
 
@@ -69,11 +68,9 @@ def _point(case: AnyCase, precision: Precision) -> Point:
 
 
 @lru_cache(maxsize=16)
-def _reference(case: AnyCase, precision: Precision, taps: bool) -> tuple[Flat, dict[str, Noise]]:
-    """The specification's results in float64, and what a precision costs them."""
-    point, rng = _point(case, precision), np.random.default_rng([case.seed, 3])
-    truth = evaluate_spec(point, taps=taps)
-    return truth, noise_of_spec(point, truth, precision, CASE_RUNS, rng, taps)
+def _reference(case: AnyCase, precision: Precision, taps: bool) -> Reference:
+    rng = np.random.default_rng([case.seed, 3])
+    return Reference(_point(case, precision), precision, rng, CASE_RUNS, taps)
 
 
 class Sample:
@@ -89,7 +86,8 @@ class Sample:
         self.point = _point(case, self.precision)
         found = subject.evaluate(self.point)
         taps = found.keys() - {"logits", "image", *self.point.params}
-        self.truth, noises = _reference(case, self.precision, bool(taps))
+        reference = _reference(case, self.precision, bool(taps))
+        self.truth, self.prices = reference.truth, reference.prices
         fitting = {n for n in taps & self.truth.keys() if found[n].shape == self.truth[n].shape}
         self.strange_taps = sorted(taps - fitting)
         self.taps = [name for name in self.truth if name in fitting]
@@ -99,10 +97,8 @@ class Sample:
             if name not in self.strange_taps
         }
         self.tensors = [name for name in self.truth if name in found and name not in taps]
-        rng = np.random.default_rng([case.seed, 3])
-        self.trial = Trial(subject, self.point, rng, taps=bool(taps))
-        self.trial.__dict__.update(found=self.found, truth=self.truth, noises=noises)
-        self.prices = self.trial.prices
+        self.trial = Trial(subject, self.point, np.random.default_rng([case.seed, 4]))
+        self.trial.reference, self.trial.found = reference, self.found
 
     @cached_property
     def grades(self) -> dict[str, Grade]:

@@ -21,9 +21,8 @@ import numpy as np
 from vitspec.testing.catalogue import Deviation, planted
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.families import Family
-from vitspec.testing.reference import evaluate_spec, price_spec
+from vitspec.testing.reference import CASE_RUNS, evaluate_spec, price_spec
 from vitspec.testing.tolerance import grade
-from vitspec.testing.trial import CASE_RUNS
 
 DROP = 64.0
 """A rough ratio beyond which a deviation is out: rough prices are not wrong by so much."""

@@ -138,7 +138,7 @@ def _looked_at_again(subject: Subject, vector: Vector, result: Result) -> Result
     """
     point, rng = vector.point().rounded(subject.precision), np.random.default_rng(0)
     trial = Trial(subject, point, rng, place=vector.place, structured=True)
-    trial.__dict__["truth"] = vector.truth
+    trial.reference.truth = vector.truth
     with np.errstate(all="ignore"):
         grades = [g if g.conforms else trial.grades[g.tensor] for g in result.grades]
     again = graded(result.check, result.place, grades, result.point)
