@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -75,7 +76,15 @@ def _grade(g: Grade) -> dict[str, Any]:
         **{name: _number(getattr(g, name)) for name in ("error", "price", "bound", "ratio")},
         "cancelled": g.cancelled,
         "conforms": g.conforms,
+        "confirmation": _confirmation(g),
     }
+
+
+def _confirmation(g: Grade) -> dict[str, Any] | None:
+    """What new points said of a suspicion; None where there was none."""
+    if g.confirmation is None:
+        return None
+    return asdict(g.confirmation) | {"mean": _number(g.confirmation.mean)}
 
 
 def _number(x: float) -> float | str:
