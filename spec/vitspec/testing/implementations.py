@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -188,7 +189,17 @@ class Subject:
             raise AdapterError(
                 f"{self.name}.closest must return a {type(config).__name__}, got {found!r}"
             )
+        if not config.violations() and (broken := found.violations()):
+            raise AdapterError(
+                f"{self.name}.closest returned an ill-formed configuration: {'; '.join(broken)}"
+            )
         return found
+
+    def without_vjp(self) -> Subject:
+        """The same implementation, taken to have a forward only."""
+        other = copy(self)
+        other.has_vjp = False
+        return other
 
     # ---- what it computes ----------------------------------------------------------------------
 
@@ -239,7 +250,6 @@ class Subject:
             raise
         except (Exception, SystemExit) as error:
             text = " ".join(str(error).split())
-            text = text if len(text) <= 300 else text[:297] + "..."
             raise AdapterError(
                 f"{self.name}.{method} raised {type(error).__name__} on {where}: {text}"
             ) from error

@@ -9,6 +9,7 @@ import numpy as np
 from vitspec.testing.drawing import known_of
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.reference import Point
+from vitspec.testing.suites.suite import vjp_trouble
 from vitspec.testing.trial import Trial
 
 GROSS = 2**10
@@ -34,6 +35,10 @@ def smoke(subject: Subject, config: Any = None) -> Any:
     case = family.smoke_case(chosen)
     trial = Trial(subject, Point.of(case).rounded(subject.precision), np.random.default_rng(0))
     before = {name: leaf.tobytes() for name, leaf in trial.point.params.items()}
+    # A vjp that raises leaves a forward to be graded; one that returns what is no gradient is an
+    # adapter that does not fit.
+    if (trouble := vjp_trouble(trial)) is not None and trouble.__cause__ is None:
+        raise trouble
     found = trial.found
     wrong = [n for n, value in found.items() if not np.isfinite(np.asarray(value, float)).all()]
     if wrong:

@@ -305,8 +305,8 @@ class PracticalFamily(Family):
         yield case
         c, (rows, columns) = case.config, case.config.grid
         for width, across in ((c.patch_w, columns), (c.patch_h, columns), (c.patch_h, rows)):
-            size = {"image_h": rows * c.patch_h, "image_w": across * width}
-            yield self.with_config(case, replace(c, patch_w=width, **size))
+            height, side = rows * c.patch_h, across * width
+            yield self.with_config(case, replace(c, patch_w=width, image_h=height, image_w=side))
         for config in self.smoke_configs[:-1]:
             yield replace(case, config=config)
 

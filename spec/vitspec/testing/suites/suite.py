@@ -11,7 +11,7 @@ import numpy as np
 
 from vitspec.testing.drawing import supported_case
 from vitspec.testing.families import AnyCase, Family
-from vitspec.testing.implementations import Subject
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.trial import Trial, case_trial
@@ -156,17 +156,45 @@ AGAINST_THE_TRUTH = ("forward", "vjp")
 def against_the_truth(trial: Trial, settings: Settings, prefix: str = "") -> Iterator[Result]:
     """The logits, and the gradients of the images and of every parameter, are the specification's.
 
+    Where there are no gradients because `vjp` raised, the logits are graded all the same.
+
     Args:
         trial: where.
         settings: which of the two checks are asked for.
         prefix: of the checks' names.
     """
-    if settings.wants(f"{prefix}forward"):
-        yield trial.result(f"{prefix}forward", [trial.grade("logits")])
-    if not settings.wants(f"{prefix}vjp"):
+    forward, vjp = (settings.wants(f"{prefix}{check}") for check in AGAINST_THE_TRUTH)
+    if not (forward or vjp):
         return
-    if trial.subject.has_vjp:
+    has_vjp, trouble = trial.subject.has_vjp, vjp_trouble(trial)
+    if forward:
+        yield trial.result(f"{prefix}forward", [trial.grade("logits")])
+    if not vjp:
+        return
+    if not has_vjp:
+        yield trial.skip(f"{prefix}vjp", "it has no vjp")
+    elif trouble is not None:
+        reason, words = str(trouble), trial.description
+        yield Result(f"{prefix}vjp", trial.place, "errored", reason=reason, point=words)
+    else:
         tensors = [tensor for tensor in trial.truth if tensor != "logits"]
         yield trial.result(f"{prefix}vjp", [trial.grade(tensor) for tensor in tensors])
-    else:
-        yield trial.skip(f"{prefix}vjp", "it has no vjp")
+
+
+def vjp_trouble(trial: Trial) -> AdapterError | None:
+    """What keeps the implementation from giving gradients here, if its forward does give logits.
+
+    The trial is then one of a forward only.
+
+    Raises:
+        AdapterError: the forward gives none either.
+    """
+    try:
+        trial.found  # noqa: B018 - evaluates it, once for all checks
+    except AdapterError as error:
+        if not trial.subject.has_vjp:
+            raise
+        trial.subject = trial.subject.without_vjp()
+        trial.found  # noqa: B018 - raises what the forward raises
+        return error
+    return None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,10 @@ from vitspec.testing.families import MODELS
 from vitspec.testing.implementations import AdapterError, Subject, to_numpy
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
+from vitspec.testing.refusal import refusal
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import WHOLE, Result, graded
+from vitspec.testing.settings import Settings
 from vitspec.testing.tolerance import grade
 from vitspec.testing.vectors import folder
 from vitspec.testing.vectors.folder import Answer, Vector
@@ -125,7 +125,12 @@ def _check_model(subject: Subject, vector: Vector) -> Iterator[Result]:
         if check == VJP and not subject.has_vjp:
             yield _result(vector, check, "skipped", "it has no vjp")
             continue
-        yield _graded(vector, check, names, evaluators[check](point), subject.precision)
+        try:
+            found = evaluators[check](point)
+        except AdapterError as error:
+            yield _result(vector, check, "errored", str(error))
+            continue
+        yield _graded(vector, check, names, found, subject.precision)
 
 
 def _check_layer(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[Result]:
@@ -168,16 +173,10 @@ def _check_ill_formed(subject: Subject, vector: Vector) -> Result:
             f"breaks {rules}: ViTConfig itself refuses it, so no implementation can be given it"
         )
         return _result(vector, ILL_FORMED, "skipped", reason)
-    try:
-        refusal = subject.why_unsupported(config)
-        if refusal is None:
-            point = _any_point(vector, config).rounded(subject.precision)
-            with _quiet():
-                subject.forward(point)
-            return _result(vector, ILL_FORMED, "failed", f"accepted what breaks {rules}")
-    except Exception as error:  # any error is a refusal; a crash of the process is not
-        refusal = type(error.__cause__ or error).__name__
-    return _result(vector, ILL_FORMED, "passed", f"refused: {refusal}")
+    refused = refusal(subject, _any_point(vector, config).rounded(subject.precision))
+    if refused is None:
+        return _result(vector, ILL_FORMED, "failed", f"accepted what breaks {rules}")
+    return _result(vector, ILL_FORMED, "passed", refused)
 
 
 def _any_point(vector: Vector, config: ViTConfig) -> Point:
@@ -187,13 +186,6 @@ def _any_point(vector: Vector, config: ViTConfig) -> Point:
     shapes = parameter_shapes(config, C, H, W, cls=MODELS[spec].has_cls_token)
     params = {name: np.full(shape, 0.5) for name, shape in shapes.items()}
     return Point(spec, config, params, np.ones((2, C, H, W)), np.ones((2, config.num_classes)))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # a mean of nothing may warn before it is refused
-        yield
 
 
 # ---- a folder of answers -----------------------------------------------------------------------
@@ -233,7 +225,9 @@ def grade_report(directory: Path | str, dtype: str = "float32") -> Report:
         raise VectorError(f"--dtype: expected one of {known}, got {dtype!r}")
     answers = folder.answers(directory)
     name = Path(directory).name or str(directory)
-    report = AnswersReport(str(directory), name, "", "vit, vit-cls", dtype)
+    # A program is told which cases it must reject, so one that it answers is a failure.
+    settings = Settings(strict=True)
+    report = AnswersReport(str(directory), name, "", "vit, vit-cls", dtype, settings)
     if all(answer == Answer() for answer in answers.values()):
         reason = "no case has a result.safetensors or a rejected.txt; run your program first"
         report.results.append(Result("vector", WHOLE, "errored", reason=reason))
