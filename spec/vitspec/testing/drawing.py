@@ -98,6 +98,8 @@ def supported_case(
     own = _at(family, own, subject.closest(own.config))
     if why_not(own) is None or (known := known_of(subject)) is None:
         return own
+    if known.config == family.full_size:
+        return own  # no small model is supported
     for i in range(DRAWS):
         case = draw(np.random.default_rng([*numbers, i, DRAWN_AGAIN])) if i else own
         for config in dict.fromkeys(known.moved(case.config)):
@@ -107,7 +109,7 @@ def supported_case(
                 if why_not(wish) is None:
                     return wish
     last = _at(family, own, known.config)
-    return last if known.config != family.full_size and why_not(last) is None else own
+    return last if why_not(last) is None else own
 
 
 def _at(family: Family, case: AnyCase, config: Config) -> AnyCase:

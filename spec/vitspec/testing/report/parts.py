@@ -10,11 +10,8 @@ from vitspec.testing.results import Result
 
 ENOUGH = 20
 """Drawn cases of which a verdict is evidence; fewer, if fewer were asked for."""
-KINDS = {
-    "forward": "cases", "gradients": "cases", "interpolation": "cases of another size",
-    "laws": "cases",
-}  # fmt: skip
-"""The kinds of evidence that may be asked for, and what each is counted in."""
+KINDS = ("forward", "gradients", "interpolation", "laws")
+"""The kinds of evidence that may be asked for, each counted in drawn cases."""
 AT_LEAST_ONE = ("interpolation", "laws")
 """The kinds of which any may be missing, if only one is there."""
 COMPARED = ("passed", "failed", "xfailed", "xpassed")
@@ -48,8 +45,8 @@ def shortfalls(asked: Mapping[str, int], results: Sequence[Result]) -> list[str]
     count, lines = compared(results), []
     for kind, of in asked.items():
         if (found := count.get(kind, 0)) < needed(kind, of):
-            text = f"{kind}: {found or 'none'} of {of} {KINDS[kind]} compared"
-            lines.append(f"{text}, {needed(kind, of)} needed{_why(kind, results)}")
+            text = f"{kind}: {found or 'none'} of {of} cases compared, {needed(kind, of)} needed"
+            lines.append(text + _why(kind, results))
     return lines
 
 
@@ -81,9 +78,9 @@ def computes(results: Sequence[Result], dtype: str) -> list[str]:
         own = [r for r in results if kind_of(r) == kind]
         bad = {r.place for r in own if r.status in ("failed", "xpassed")}
         open_ = {r.place for r in own if r.status == "undecided"} - bad
-        verdict = f"{len(bad)} depart" if bad else "hold" if kind == "laws" else "conform"
-        more = f", {len(open_)} cannot be told in {dtype}" if open_ else ""
-        lines.append(f"{kind} at {count} {KINDS[kind]}: {verdict}{more}")
+        verdict = f"{len(bad)} depart{'s' * (len(bad) == 1)}" if bad else "all conform"
+        more = f", and {len(open_)} cannot be told in {dtype}" if open_ else ""
+        lines.append(f"{kind} {count} compared, {verdict}{more}")
     return lines
 
 
