@@ -18,6 +18,10 @@ def pytest_addoption(parser: Any) -> None:
     group.addoption("--vitspec-cases", type=int, default=8, help="small random configurations")
     group.addoption("--vitspec-dtype", help="the precision, if the implementation has several")
     group.addoption(
+        "--vitspec-strict", action="store_true",
+        help="an accepted ill-formed configuration is a failure",
+    )  # fmt: skip
+    group.addoption(
         "--vitspec-full", action="store_true",
         help="also the photograph with ViT-Base/16, and the shipped test vectors",
     )  # fmt: skip
@@ -38,6 +42,8 @@ def _settings(config: Any) -> dict[str, Any]:
         changed["cases"] = option("vitspec_cases")
     if option("vitspec_dtype"):
         changed["dtype"] = option("vitspec_dtype")
+    if option("vitspec_strict"):
+        changed["strict"] = True
     if option("vitspec_full"):
         changed |= {"photograph": True, "vectors": True}
     return changed

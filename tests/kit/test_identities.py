@@ -667,5 +667,21 @@ def test_a_residual_within_a_bound_that_hides_everything_is_undecided():
     size = np.full(3, 1.0)
     within = Comparison(0.1 * size, size, 0.1 * size)
     beyond = Comparison(2 * size, size, 0.1 * size)
-    assert judged("x", "a = b", {("t",): within}).undecided
-    assert judged("x", "a = b", {("t",): beyond}).status == "failed"
+    (one,) = judged("x", "a = b", {("t",): within})
+    assert (one.status, one.undecided.tensor) == ("undecided", "t")
+    (one,) = judged("x", "a = b", {("t",): beyond})
+    assert one.status == "failed"
+
+
+def test_each_tensor_of_an_identity_is_decided_by_itself():
+    """A bound of 3.4 times a tensor's size hides any mistake, however well the others are known."""
+    size = np.full(3, 1.0)
+    sharp, coarse = Comparison(0 * size, size, 1e-9 * size), Comparison(size, size, 3.4 / 8 * size)
+    passed, undecided = judged("x", "a = b", {("a",): sharp, ("b",): coarse})
+    assert (passed.status, passed.worst.tensor) == ("passed", "a")
+    assert (undecided.status, undecided.undecided.tensor) == ("undecided", "b")
+    assert undecided.undecided.bound == pytest.approx(3.4)
+    wrong = Comparison(size, size, 1e-9 * size)
+    assert [r.status for r in judged("x", "", {("a",): wrong, ("b",): coarse})] == [
+        "failed", "undecided",
+    ]  # fmt: skip

@@ -179,15 +179,13 @@ def test_the_kit_checks_at_the_closest_configuration():
             assert "qkv_bias=True" in result.point
 
 
-def test_without_a_closest_one_such_cases_are_passed_over():
+def test_without_a_closest_one_such_cases_are_moved_to_what_is_supported():
     limited = Limited()
     limited.closest = None
     limited.supports = lambda config: None if (config.image_h, config.image_w) == (4, 6) else "no"
     report = check(limited, cases=3, interpolations=1, laws=0, ill_formed=False)
-    assert [(r.check, r.status, r.reason) for r in report.results] == [
-        ("interpolation.supports", "skipped", "no"),
-        *[("supports", "skipped", "no")] * 3,
-    ]
+    assert report.compared == {"forward": 3, "gradients": 3, "interpolation": 1}
+    assert all("image_h=4, image_w=6" in result.point for result in report.results)
 
 
 def test_a_diagnosis_is_at_the_closest_configurations_too():

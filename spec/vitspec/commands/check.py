@@ -110,7 +110,8 @@ def check(
     On a photograph with ViT-Base/16 at full size, on small random configurations, and on the
     shipped test vectors; against laws; and that ill-formed configurations are refused.
 
-    Exit codes: 0 conforms, 1 does not, 2 wrong usage, 3 the implementation could not be run.
+    Exit codes: 0 conforms, 1 does not, 2 wrong usage, 3 no verdict: it could not be run, or too
+    little was compared.
     """
     files = {"--json": json, "--junit": junit, "--markdown": markdown, "--html": html}
     for option, file in files.items():

@@ -12,10 +12,11 @@ An implementation is any object with
 - `forward(config, params, images)`: images (B, C, H, W) -> logits (B, K), or a mapping of `logits`
   and any intermediate values by name (`vitspec.testing.reference.trace_taps`);
 - `vjp(config, params, images, cotangent)`: cotangent (B, K) -> ({name: d_param}, d_images), the
-  parameters' cotangents summed over the batch. Without it only the forward is checked;
-- `supports(config)`, if it cannot do all: None, or why not;
-- `closest(config)`, likewise: the nearest configuration that it can do. The kit then uses that
-  configuration instead of skipping the case;
+  parameters' cotangents summed over the batch. Without it, as in an ONNX model or an engine in C++,
+  only the forward is checked, and the verdict says so;
+- `supports(config)`, if it cannot do all: None, or why not. The kit then draws cases that it can do
+  (`vitspec.testing.drawing`);
+- `closest(config)`, likewise: the nearest configuration that it can do, which the kit uses first;
 - `supports_size(config, height, width)`, if a "vision-transformer" takes images of another size
   than its configuration's, with interpolated positions: None, or why not those. Without it only
   images of the configuration's size are given.
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -188,7 +190,17 @@ class Subject:
             raise AdapterError(
                 f"{self.name}.closest must return a {type(config).__name__}, got {found!r}"
             )
+        if not config.violations() and (broken := found.violations()):
+            raise AdapterError(
+                f"{self.name}.closest returned an ill-formed configuration: {'; '.join(broken)}"
+            )
         return found
+
+    def without_vjp(self) -> Subject:
+        """The same implementation, taken to have a forward only."""
+        other = copy(self)
+        other.has_vjp = False
+        return other
 
     # ---- what it computes ----------------------------------------------------------------------
 
@@ -239,7 +251,6 @@ class Subject:
             raise
         except (Exception, SystemExit) as error:
             text = " ".join(str(error).split())
-            text = text if len(text) <= 300 else text[:297] + "..."
             raise AdapterError(
                 f"{self.name}.{method} raised {type(error).__name__} on {where}: {text}"
             ) from error

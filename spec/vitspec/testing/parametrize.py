@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vitspec.testing.implementations import takes_other_sizes
-from vitspec.testing.report.report import Report
+from vitspec.testing.report.report import Report, advice
 from vitspec.testing.results import Result
 from vitspec.testing.run import check
 from vitspec.testing.settings import QUICK
@@ -72,19 +72,28 @@ def named_check(name: str) -> Callable[[Any], None]:
         report = check_and_raise(implementation, {**_options, "only": name})
         if all(r.status == "skipped" for r in report.results):
             pytest.skip("; ".join({r.reason for r in report.results}) or "nothing to check")
+        if "accepted" in report.refuses:  # reported, and no failure unless --vitspec-strict
+            pytest.skip(f"ill-formed configurations: {report.refuses}")
 
     check_implementation.__name__ = name
     return check_implementation
 
 
 def check_and_raise(implementation: Any, changed: Mapping[str, Any]) -> Report:
-    """Check an implementation; `AssertionError` says where it departs, and what shows it again."""
+    """Check an implementation; `AssertionError` says where it departs, and what shows it again.
+
+    Where too little was compared for a verdict, it says so in the words of the report.
+    """
     __tracebackhide__ = True
     report = check(implementation, QUICK, **changed)
-    bad = [r for r in report.results if r.status in ("failed", "errored")]
-    if bad:
+    missing = [r for r in report.results if r.check.endswith("supports")]
+    nothing = bool(missing) and len(missing) == len(report.results)
+    bad = report.bad or (missing[:1] if nothing else [])
+    if bad or report.shortfalls:
         lines = [f"{report.name}: {report.verdict}", *map(line, bad)]
-        lines += [f"  reproduce: {_this_test()}", f"  or here: {report.reproduce(bad[0])}"]
+        lines += [f"  {words}" for words in advice(report)]
+        lines.append(f"  reproduce: {_this_test()}")
+        lines += [f"  or here: {report.reproduce(result)}" for result in bad[:1]]
         raise AssertionError("\n".join(lines))
     return report
 
@@ -93,10 +102,11 @@ def _this_test() -> str:
     """The command that runs the test that runs now, with the options that it was given."""
     node = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     options = dict(_options)
-    full = ["--vitspec-full"] if options.pop("vectors", False) else []
+    switches = ["--vitspec-full"] if options.pop("vectors", False) else []
+    switches += ["--vitspec-strict"] if options.pop("strict", False) else []
     options.pop("photograph", None)
     words = [w for name, value in options.items() for w in (f"--vitspec-{name}", str(value))]
-    return shlex.join(["pytest", node, *full, *words])
+    return shlex.join(["pytest", node, *switches, *words])
 
 
 def line(result: Result) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from vitspec.testing.settings import Settings
 from vitspec.testing.tolerance import Grade, worst
 
-Status = Literal["passed", "failed", "xfailed", "xpassed", "skipped", "errored"]
+Status = Literal["passed", "failed", "xfailed", "xpassed", "skipped", "errored", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,12 @@ class Result:
         check: the check's permanent name, such as "vjp".
         place: where.
         status: passed; failed; xfailed (a declared deviation); xpassed (declared, yet it passed);
-            skipped (not applicable, with the reason); errored (the implementation did not run).
+            skipped (not applicable, with the reason); errored (the implementation did not run);
+            undecided (rounding is too large here to tell).
         grades: the verdicts on single tensors, if the check grades any.
         reason: what happened, in a line.
         point: what was evaluated, in words.
-        undecided: the comparison, if rounding is too large for a verdict.
+        undecided: the comparison of an identity that rounding is too large to decide.
         again: the settings that run this check at this place again.
     """
 
@@ -79,6 +80,16 @@ class Result:
         """The verdicts that do not conform."""
         return tuple(g for g in self.grades if not g.conforms)
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it says that what is ill-formed is refused, not what is computed."""
+        return self.check.startswith("ill-formed.") or self.check == "vector.ill-formed"
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is of an identity, one of many relations at one point."""
+        return self.check.split(".")[0] == "identity"
+
     def ids(self) -> list[str]:
         """What a declaration may name: "check.tensor" for each failing tensor, or "check"."""
         return [f"{self.check}.{g.tensor}" for g in self.failures] or [self.check]
@@ -87,8 +98,11 @@ class Result:
 def graded(check: str, place: Place, grades: Iterable[Grade], point: str = "") -> Result:
     """The result of grading tensors."""
     grades = tuple(grades)
-    passed = all(g.conforms for g in grades)
-    return Result(check, place, "passed" if passed else "failed", grades, point=point)
+    departs = [g for g in grades if not g.conforms]
+    status: Status = "failed" if departs else "passed"
+    if departs and all(g.untold for g in departs):
+        status = "undecided"
+    return Result(check, place, status, grades, point=point)
 
 
 def environment() -> dict[str, Any]:

@@ -7,6 +7,7 @@ interface only.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from vitspec.testing.report.report import Report
 from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import QUICK, Settings
 from vitspec.testing.smoke import smoke
-from vitspec.testing.suites import SUITES
+from vitspec.testing.suites import LAWS, SUITES
+from vitspec.testing.suites.laws import OF_GRADIENTS
 
 
 def check(implementation: Any, settings: Settings = QUICK, **changes: Any) -> Report:
@@ -39,6 +41,7 @@ def check(implementation: Any, settings: Settings = QUICK, **changes: Any) -> Re
     begin(subject, settings)
     for place in plan(settings):
         report.results += run_unit(subject, settings, place)
+    report.results.sort(key=shown_order)
     report.seconds = time.monotonic() - start
     return report
 
@@ -61,8 +64,28 @@ def new_report(subject: Subject, settings: Settings, target: str = "") -> Report
                 f"{subject.name} claims to be {family.name!r}, whose configurations are "
                 f"{family.config_type.__name__}, got {type(config).__name__}"
             )
-    dtype = subject.precision.name
-    return Report(target, subject.name, subject.version, subject.spec, dtype, settings)
+    dtype, asked = subject.precision.name, asked_for(subject, settings)
+    return Report(target, subject.name, subject.version, subject.spec, dtype, settings, asked=asked)
+
+
+def asked_for(subject: Subject, settings: Settings) -> dict[str, int]:
+    """How many cases of each kind of evidence are to be compared: of what it claims to do."""
+    planned = Counter(place.suite for place in plan(settings))
+    laws = [law for law in LAWS if subject.has_vjp or law not in OF_GRADIENTS]
+    claims = {
+        "forward": ("case", ["forward"]),
+        "gradients": ("case", ["vjp"] if subject.has_vjp else []),
+        "interpolation": ("interpolation", SUITES["interpolation"].checks),
+        "laws": ("law", laws),
+    }
+    asked = {
+        kind: planned[suite]
+        for kind, (suite, checks) in claims.items()
+        if planned[suite] and any(settings.wants(check) for check in checks)
+    }
+    if not subject.takes_other_sizes:
+        asked.pop("interpolation", None)
+    return asked
 
 
 def begin(subject: Subject, settings: Settings) -> None:

@@ -77,6 +77,10 @@ class Settings:
     vector: tuple[str, ...] = field(
         default=(), metadata=_option("Only this test vector; repeatable.")
     )
+    strict: bool = field(
+        default=False,
+        metadata=_option("An accepted ill-formed configuration is a failure, not just reported."),
+    )
     dtype: str | None = field(
         default=None,
         metadata=_option("The precision, if the implementation has several.", HOW, always=True),
@@ -113,12 +117,12 @@ class Settings:
         """Whether every kind of check is asked for, of the models that the kit chooses."""
         changed = dict(changes(self))
         counts = {one.name for one in fields(self) if type(one.default) is int and one.default}
-        return changed.keys() <= counts | {"seed", "dtype"} and 0 not in changed.values()
+        return changed.keys() <= counts | {"strict", "seed", "dtype"} and 0 not in changed.values()
 
     def only_for(self, **what: Any) -> Settings:
-        """New settings that keep this seed, precision, configuration and `only`, and add `what`."""
-        kept = {"config": self.config, "only": self.only, "dtype": self.dtype, "seed": self.seed}
-        return Settings(**kept | what)
+        """New settings that keep the configuration, `only` and what says how, and add `what`."""
+        names = ("config", "only", "strict", "dtype", "seed")
+        return Settings(**{name: getattr(self, name) for name in names} | what)
 
     def nothing_but(self, **what: Any) -> Settings:
         """Like `only_for`, but every kind of check that is not named here is left out."""

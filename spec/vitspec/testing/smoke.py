@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from vitspec.testing.drawing import known_of
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.reference import Point
+from vitspec.testing.suites.suite import vjp_trouble
 from vitspec.testing.trial import Trial
 
 GROSS = 2**10
@@ -24,16 +26,19 @@ def smoke(subject: Subject, config: Any = None) -> Any:
         AdapterError: it does not work there; nothing else is worth running.
     """
     family, name = subject.family, subject.name
-    candidates = [config] if config else [subject.closest(c) for c in family.smoke_configs]
-    reasons = [subject.why_unsupported(c) for c in candidates]
-    if all(reasons):
+    chosen = config or _supported(subject)
+    if reason := subject.why_unsupported(chosen):
         raise AdapterError(
             f"{name} supports none of the configurations that were tried "
-            f"(the last, {candidates[-1]!r}: {reasons[-1]}); name one that it does: --config"
+            f"(the last, {chosen!r}: {reason}); name one that it does: --config"
         )
-    case = family.smoke_case(candidates[reasons.index(None)])
+    case = family.smoke_case(chosen)
     trial = Trial(subject, Point.of(case).rounded(subject.precision), np.random.default_rng(0))
     before = {name: leaf.tobytes() for name, leaf in trial.point.params.items()}
+    # A vjp that raises leaves a forward to be graded; one that returns what is no gradient is an
+    # adapter that does not fit.
+    if (trouble := vjp_trouble(trial)) is not None and trouble.__cause__ is None:
+        raise trouble
     found = trial.found
     wrong = [n for n, value in found.items() if not np.isfinite(np.asarray(value, float)).all()]
     if wrong:
@@ -51,3 +56,9 @@ def smoke(subject: Subject, config: Any = None) -> Any:
                 f"{apart / size:.0e} of its size; is dropout on, or a seed not fixed?"
             )
     return case.config
+
+
+def _supported(subject: Subject) -> Any:
+    """A configuration that it supports; if it supports none, the last of the one-block models'."""
+    known = known_of(subject)
+    return subject.closest(subject.family.smoke_configs[-1]) if known is None else known.config

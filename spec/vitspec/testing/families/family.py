@@ -94,9 +94,11 @@ class Family(ABC):
         backward_order: the parameters' names, without the layer, in the order in which a backward
             gets to their gradients; the layers' come last layer first.
         interpolates: whether there are positions for images of another size.
+        options: what is no size: groups of choices, one of which a configuration has of each.
     """
 
     interpolates: ClassVar[bool] = False
+    options: ClassVar[tuple[tuple[Mapping[str, Any], ...], ...]] = ()
 
     name: str
     config_type: type[Any]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.models.vision_transformer_parameters import parameter_shapes
 from vitspec.testing.families.family import DrawnCase, Family, Shape
 from vitspec.typing import Array
-from vitspec.vision_transformer_config import VisionTransformerConfig
+from vitspec.vision_transformer_config import Activation, VisionTransformerConfig
 
 NAME = "vision-transformer"
 """What an implementation claims to be."""
@@ -146,6 +146,16 @@ INTERPOLATED = VisionTransformerCase(
 )  # fmt: skip
 """For what interpolates positions: more rows of patches, fewer columns."""
 
+POOLS = (("cls", True), ("mean", True), ("mean", False), ("cls_mean", True))
+"""What is classified, and whether there is a CLS token."""
+
+OPTIONS: tuple[tuple[dict[str, Any], ...], ...] = (
+    tuple({"activation": name} for name in get_args(Activation)),
+    tuple({"layer_norm_eps": eps} for eps in (1e-12, 1e-6, 1e-5)),
+    tuple({"pool": pool, "cls_token": cls_token} for pool, cls_token in POOLS),
+    *(({name: True}, {name: False}) for name in ("qkv_bias", "output_bias", "layer_scale")),
+)
+
 BACKWARD_ORDER = (
     "head.bias", "head.weights", "final_norm_beta", "final_norm_gamma", "layer_scale2", "ffn.b2",
     "ffn.w2", "ffn.b1", "ffn.w1", "norm2_beta", "norm2_gamma", "layer_scale1", "mha.bo", "mha.wo",
@@ -158,6 +168,7 @@ class PracticalFamily(Family):
     """`VisionTransformer`."""
 
     interpolates = True
+    options = OPTIONS
 
     def __init__(self) -> None:
         super().__init__(
@@ -220,7 +231,7 @@ class PracticalFamily(Family):
 
         (patch_h, image_h), (patch_w, image_w) = (_extent(integer) for _ in range(2))
         heads, head_dim = one_of((1, 5), (2, 2), (2, 3), (3, 2), (3, 3), (4, 1), (4, 2))
-        pool, cls_token = one_of(("cls", True), ("mean", True), ("mean", False), ("cls_mean", True))
+        pool, cls_token = one_of(*POOLS)
         config = VisionTransformerConfig(
             image_h=image_h,
             image_w=image_w,
@@ -290,8 +301,12 @@ class PracticalFamily(Family):
         return replace(case, config=config, image_size=size)
 
     def friendlier(self, case: VisionTransformerCase) -> Iterator[VisionTransformerCase]:
-        """On the one-block models."""
+        """Patches fill the image; they are square; the image is; then the one-block models."""
         yield case
+        c, (rows, columns) = case.config, case.config.grid
+        for width, across in ((c.patch_w, columns), (c.patch_h, columns), (c.patch_h, rows)):
+            height, side = rows * c.patch_h, across * width
+            yield self.with_config(case, replace(c, patch_w=width, image_h=height, image_w=side))
         for config in self.smoke_configs[:-1]:
             yield replace(case, config=config)
 

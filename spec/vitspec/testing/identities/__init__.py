@@ -121,7 +121,7 @@ def identities(subject: Subject, point: Point, rng: np.random.Generator) -> list
 
     Returns:
         The results: laws, then structure, then difference quotients. Where rounding hides too much
-        for a verdict, a result is `skipped` and has what was compared as `undecided`.
+        for a verdict, a result is "undecided" and has what was compared as `undecided`.
 
     Raises:
         AdapterError: the implementation raised, or returned other names or shapes.

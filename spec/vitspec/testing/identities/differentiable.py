@@ -39,8 +39,8 @@ def laws(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
     """The laws that compare results with each other, cheapest first."""
     yield determinism(e)
     yield unused_parameters(e)
-    yield scale(e)
-    yield linearity(e, rng)
+    yield from scale(e)
+    yield from linearity(e, rng)
     yield from batch_split(e)
 
 
@@ -72,7 +72,7 @@ def unused_parameters(e: Evaluation) -> Result:
     return told(name, formula, zero, reason=reason)
 
 
-def scale(e: Evaluation) -> Result:
+def scale(e: Evaluation) -> Iterator[Result]:
     """A cotangent times a power of two, which rounds nothing, gives the gradients times it."""
     factor = 8.0 if e.precision.name == "float16" else 2.0**20
     both = [_compared(e, scale_sides(e, a)) for a in (factor, 1 / factor)]
@@ -80,7 +80,7 @@ def scale(e: Evaluation) -> Result:
     return judged("scale of the cotangent", "vjp(a g) = a vjp(g), a = 2^k", worst)
 
 
-def linearity(e: Evaluation, rng: np.random.Generator) -> Result:
+def linearity(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
     """The gradients of two cotangents add up."""
     g = e.point.cotangent.astype(np.float64)
     size = float(np.sqrt(np.mean(g**2))) or 1.0
@@ -100,8 +100,8 @@ def batch_split(e: Evaluation) -> Iterator[Result]:
         return
     found = _compared(e, split_sides(e))
     logits: Compared = {("logits",): found.pop(("logits",))}
-    yield judged(names[0], formulas[0], logits)
-    yield judged(names[1], formulas[1], found)
+    yield from judged(names[0], formulas[0], logits)
+    yield from judged(names[1], formulas[1], found)
 
 
 Compared = dict[tuple[str, ...], Comparison]

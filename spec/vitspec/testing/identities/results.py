@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +44,7 @@ def told(
     check = check_name(name)
     text = "; ".join(part for part in (reason, formula) if part)
     if status == "undecided":
-        return Result(check, WHOLE, "skipped", reason=text, undecided=grade)
+        return Result(check, WHOLE, status, reason=text, undecided=grade)
     return Result(check, WHOLE, status, () if status == "skipped" else (grade,), text)
 
 
@@ -105,8 +105,10 @@ class Comparison:
         return float(abs(self.difference[at]) / size), float(self.bound[at] / size)
 
 
-def judged(name: str, formula: str, found: Mapping[tuple[str, ...], Comparison]) -> Result:
-    """The verdict on an identity.
+def judged(
+    name: str, formula: str, found: Mapping[tuple[str, ...], Comparison]
+) -> Iterator[Result]:
+    """The verdict on an identity; what is too coarse to decide is a result of its own.
 
     Args:
         name: of the identity.
@@ -114,17 +116,27 @@ def judged(name: str, formula: str, found: Mapping[tuple[str, ...], Comparison])
         found: the comparisons, each with the tensors that it is about.
     """
     failing = [tensors for tensors, c in found.items() if c.worst > 1]
-    nearest = max(found, key=lambda tensors: found[tensors].worst)
-    tensors = tuple(dict.fromkeys(t for group in failing or [nearest] for t in group))
-    residual, bound = found[nearest].relative()
-    if failing:
+    coarse = [t for t, c in found.items() if c.worst <= 1 and c.coarse and c.difference.size]
+    decided = [tensors for tensors in found if tensors not in coarse]
+    if decided:
+        nearest = max(decided, key=lambda tensors: found[tensors].worst)
+        tensors = _flat(failing or [nearest])
+        residual, bound = found[nearest].relative()
         reason = f"the two sides differ by {residual:.1e}, rounding explains {bound:.1e}"
         if not np.isfinite(residual):
             reason = "a side is not finite"
-        return told(name, formula, tensors, residual, bound, "failed", reason)
-    if all(c.coarse for c in found.values() if c.difference.size):
+        if failing:
+            yield told(name, formula, tensors, residual, bound, "failed", reason)
+        else:
+            yield told(name, formula, tensors, residual, bound)
+    if coarse:
+        largest = max(coarse, key=lambda tensors: found[tensors].relative()[1])
+        residual, bound = found[largest].relative()
         reason = f"at this point rounding hides differences up to {bound:.1e}"
-        if not any(c.size.any() for c in found.values()):
+        if not any(found[tensors].size.any() for tensors in coarse):
             reason = "everything that it sums is zero"
-        return told(name, formula, tensors, residual, bound, "undecided", reason)
-    return told(name, formula, tensors, residual, bound)
+        yield told(name, formula, _flat(coarse), residual, bound, "undecided", reason)
+
+
+def _flat(groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tensor for group in groups for tensor in group))

@@ -44,7 +44,7 @@ def _everywhere(
         roles = (*identity.gradients, *filter(exact.has, identity.optional))
         names = dict.fromkeys(exact.name(role) for role in roles)
         comparison = Comparison(left - right, total, rounding)
-        yield judged(identity.name, identity.formula, {(*names, *identity.uses): comparison})
+        yield from judged(identity.name, identity.formula, {(*names, *identity.uses): comparison})
     if reasons and len(reasons) == len(layers):
         yield told(identity.name, identity.formula, status="skipped", reason=reasons[-1])
 

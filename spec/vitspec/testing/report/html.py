@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import vitspec
 from vitspec.testing.report.picture import picture
-from vitspec.testing.report.report import UNMATCHED, Report, drawn, to_show, who
+from vitspec.testing.report.report import UNMATCHED, Report, advice, drawn, statements, to_show, who
 from vitspec.testing.report.rows import LEGEND, CheckRow, check_rows, excused, looks_like
 from vitspec.testing.report.text import first_lines, in_html, short
 from vitspec.testing.report.words import FIGURES, MARK, columns, departs, left_out, worst_tensors
@@ -58,7 +58,9 @@ def _report(report: Report) -> str:
         f'<p><span class="verdict {kind}">{sign} {in_html(report.verdict)}</span>{target} '
         f'<span class="dim">{drawn(report)}</span></p>',
     ]
-    hints = [f"Hint: {in_html(hint)}"] if (hint := looks_like(report)) else []
+    parts += [f"<p>{what}: {in_html(words)}</p>" for what, words in statements(report)]
+    hints = [in_html(words) for words in advice(report)]
+    hints += [f"Hint: {in_html(hint)}"] if (hint := looks_like(report)) else []
     hints += [f"{UNMATCHED.capitalize()}<code>{in_html(glob)}</code>" for glob in report.unmatched]
     parts += [f'<p class="hint">{hint}</p>' for hint in hints]
     if svg := picture(report):
@@ -69,7 +71,7 @@ def _report(report: Report) -> str:
         )
     parts += _failures(report)
     if report.results:
-        headings = ("check", "passed", "failed", "skipped", "worst tensor")
+        headings = ("check", "passed", "failed", "skipped", "open", "worst tensor")
         parts.append(f"<h2>Checks</h2>\n{_table(headings, [*map(_check, check_rows(report))])}")
     if known := excused(report):
         parts.append(f"<h2>Declared</h2>\n{_list([in_html(words) for words in known])}")
@@ -84,7 +86,7 @@ def _check(row: CheckRow) -> str:
     check, passed = f"<code>{in_html(row.check)}</code>", f"{row.passed}{declared}"
     figures = _figures(row.worst) if row.worst is not None else '<td colspan="5"></td>'
     start = '<tr class="bad">' if row.failed else "<tr>"
-    cells = (check, passed, row.failed, row.skipped)
+    cells = (check, passed, row.failed, row.skipped, row.undecided)
     return start + "".join(f"<td>{cell}</td>" for cell in cells) + f"{figures}</tr>"
 
 

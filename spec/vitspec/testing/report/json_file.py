@@ -1,4 +1,4 @@
-"""A report as JSON, "vitspec-report/1"; `report.schema.json` beside this file describes it."""
+"""A report as JSON, "vitspec-report/2"; `report.schema.json` beside this file describes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitspec.testing.report.rows import looks_like
 from vitspec.testing.results import Result, environment
 from vitspec.testing.tolerance import Grade
 
-SCHEMA = "vitspec-report/1"
+SCHEMA = "vitspec-report/2"
 
 
 @cache
@@ -51,6 +51,14 @@ def _report(report: Report) -> dict[str, Any]:
         "summary": summary(report),
         "hint": looks_like(report),
         "count": dict(report.count()),
+        "asked": report.asked,
+        "compared": report.compared,
+        "shortfalls": [_text(words) for words in report.shortfalls],
+        "statements": {
+            "computes": [_text(words) for words in report.computes],
+            "refuses": _text(report.refuses),
+        },
+        "cannot_be_told": sorted({r.check for r in report.bad if r.status == "undecided"}),
         "unmatched": [_text(glob) for glob in report.unmatched],
         "output": _text(report.output),
         "results": [_result(report, result) for result in report.results],
@@ -66,6 +74,7 @@ def _result(report: Report, result: Result) -> dict[str, Any]:
         "point": _text(result.point),
         "reproduce": _text(report.reproduce(result)),
         "grades": [_grade(g) for g in result.grades],
+        "undecided": None if result.undecided is None else _grade(result.undecided),
     }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from vitspec.testing.report.report import UNMATCHED, Report, summary
 from vitspec.testing.report.text import printable, ratio
-from vitspec.testing.report.words import BAD, departs, told
+from vitspec.testing.report.words import departs, told
 from vitspec.testing.results import Result
 
 
@@ -24,15 +25,15 @@ def to_junit(reports: Sequence[Report]) -> str:
 
 
 def _suite(root: ET.Element, report: Report) -> None:
-    count = report.count()
+    passed, bad = report.count()["passed"], Counter(result.status for result in report.bad)
     suite = ET.SubElement(
         root,
         "testsuite",
         name=printable(f"vitspec.{report.name}"),
-        tests=str(len(report.results) + len(report.unmatched)),
-        failures=str(count["failed"] + count["xpassed"] + len(report.unmatched)),
-        errors=str(count["errored"]),
-        skipped=str(count["skipped"] + count["xfailed"]),
+        tests=str(len(report.results) + len(report.unmatched) + len(report.shortfalls)),
+        failures=str(bad["failed"] + bad["xpassed"] + len(report.unmatched)),
+        errors=str(bad["errored"] + bad["undecided"] + len(report.shortfalls)),
+        skipped=str(len(report.results) - passed - bad.total()),
         time=f"{report.seconds:.3f}",
     )
     properties = ET.SubElement(suite, "properties")
@@ -42,8 +43,12 @@ def _suite(root: ET.Element, report: Report) -> None:
     for name, value in {"target": report.target or report.name, **values}.items():
         value = printable(str(value))
         ET.SubElement(properties, "property", name=name, value=value)
+    counted = {id(result) for result in report.bad}
     for result in report.results:
-        _case(suite, report, result)
+        _case(suite, report, result, id(result) in counted)
+    for words in report.shortfalls:
+        case = _named(suite, report, f"enough compared: {words.partition(':')[0]}")
+        ET.SubElement(case, "error", message=printable(words), type="shortfall")
     for glob in report.unmatched:
         case = _named(suite, report, f"declared deviation {glob}")
         message = printable(f"{UNMATCHED}{glob}")
@@ -58,14 +63,14 @@ def _named(suite: ET.Element, report: Report, name: str) -> ET.Element:
     return ET.SubElement(suite, "testcase", classname=classname, name=printable(name), time="0")
 
 
-def _case(suite: ET.Element, report: Report, result: Result) -> None:
+def _case(suite: ET.Element, report: Report, result: Result, counted: bool) -> None:
     case = _named(suite, report, f"{result.check} [{result.place or 'all'}]")
     reason = printable(result.reason)
-    if result.status in ("skipped", "xfailed"):
-        ET.SubElement(case, "skipped", message=reason or result.status)
-    if result.status not in BAD:
+    if not counted:
+        if result.status != "passed":  # what is only told does not fail a build
+            ET.SubElement(case, "skipped", message=reason or result.status)
         return
-    kind = "error" if result.status == "errored" else "failure"
+    kind = "error" if result.status in ("errored", "undecided") else "failure"
     if not reason and (g := result.worst) is not None:
         reason = printable(f"{g.tensor}: {ratio(g.ratio)} x its bound")
     node = ET.SubElement(case, kind, message=reason or departs(result), type=result.status)

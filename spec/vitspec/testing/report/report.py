@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 
+from vitspec.testing.report import parts
 from vitspec.testing.report.text import printable, ratio, short
 from vitspec.testing.report.words import BAD, at, badness, departs, described, worst_tensors
 from vitspec.testing.results import Result, Status
@@ -30,6 +31,7 @@ class Report:
         unmatched: globs of the adopter's declaration that matched nothing.
         output: what the implementation wrote to its standard output.
         seconds: how long it took.
+        asked: how many cases of each kind of evidence were asked for (`report.parts.KINDS`).
     """
 
     target: str
@@ -42,6 +44,7 @@ class Report:
     unmatched: list[str] = field(default_factory=list)
     output: str = ""
     seconds: float = 0.0
+    asked: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line, which pytest shows where an assertion about the report fails."""
@@ -61,15 +64,51 @@ class Report:
         return Counter(result.status for result in self.results)
 
     @property
-    def exit_code(self) -> int:
-        """0 conforms; 1 a mismatch or an unexpected pass; 3 the implementation could not be run.
+    def bad(self) -> list[Result]:
+        """What keeps it from conforming.
 
-        Nothing checked is 3 as well.
+        An ill-formed configuration that is accepted does not, unless the settings are strict; nor
+        does an identity that is undecided.
         """
-        count = self.count()
-        if count["failed"] or count["xpassed"] or self.unmatched:
+        return [r for r in self.results if r.status in BAD and not self._is_only_told(r)]
+
+    def _is_only_told(self, result: Result) -> bool:
+        if result.status == "undecided":
+            return result.is_identity
+        return result.status == "failed" and result.is_refusal and not self.settings.strict
+
+    @property
+    def compared(self) -> dict[str, int]:
+        """At how many places each kind of evidence was compared."""
+        return parts.compared(self.results)
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """Of which kinds of evidence too little was compared, and why."""
+        return parts.shortfalls(self.asked, self.results)
+
+    @property
+    def computes(self) -> list[str]:
+        """What is said of the function that it computes, with counts."""
+        return parts.computes(self.results, self.dtype)
+
+    @property
+    def refuses(self) -> str:
+        """What is said of ill-formed configurations; nothing if none was tried."""
+        return parts.refuses(self.results, self.settings.strict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 conforms; 1 something departs; 3 there is no verdict.
+
+        1 stands for a mismatch, an unexpected pass, or a declaration of nothing: what departs
+        where it was compared departs, whatever happened elsewhere. 3: it could not be run, too
+        little was compared, or the precision is too coarse to tell.
+        """
+        bad = {r.status for r in self.bad}
+        if bad & {"failed", "xpassed"} or self.unmatched:
             return 1
-        return 3 if count["errored"] or not (count["passed"] or count["xfailed"]) else 0
+        return 3 if bad or self.shortfalls or not self._evidence else 0
 
     @property
     def conforms(self) -> bool:
@@ -82,15 +121,46 @@ class Report:
         if self.exit_code == 1:
             return "does not conform"
         if self.exit_code == 3:
-            return "could not be checked"
-        differentiated = [r for r in self.results if r.check.split(".")[-1] == "vjp"]
-        has_vjp = any(r.status in ("passed", "xfailed") for r in differentiated)
-        limits = [] if has_vjp else ["forward only"]
-        if all(r.check.startswith("identity") for r in self.results):
-            limits = ["identities only"]
+            return self._why_none()
+        return "conforms, as tested" + (f" ({limits})" if (limits := self._limits()) else "")
+
+    @property
+    def _evidence(self) -> list[Result]:
+        """What passed, or failed as declared: refusals count where nothing else was tried."""
+        tried = [r for r in self.results if not r.is_refusal] or self.results
+        return [r for r in tried if r.status in ("passed", "xfailed")]
+
+    def _why_none(self) -> str:
+        """Why there is no verdict: the first of its reasons."""
+        bad, evidence = {r.status for r in self.bad}, self._evidence
+        if "errored" in bad:
+            seen = {r.check for r in evidence if not r.is_refusal}
+            only_forward = "forward" in seen and not any(r.check == "vjp" for r in evidence)
+            return (
+                "forward conforms; gradients could not be checked"
+                if (only_forward and any(r.check == "vjp" for r in self.bad))
+                else "could not be checked"
+            )
+        if self.shortfalls:
+            return "could not be checked: not enough was compared"
+        return f"cannot be told in {self.dtype}" if bad else "could not be checked"
+
+    def _limits(self) -> str:
+        """What a verdict is not about."""
+        evidence = self._evidence
+        checks = list(dict.fromkeys(r.check for r in evidence))
+        tensors = {g.tensor for r in evidence for g in r.grades}
+        limits = []
+        if all(r.is_identity for r in self.results):
+            limits.append("identities only")
+        elif not tensors:
+            kinds = dict.fromkeys("ill-formed" if r.is_refusal else r.check for r in evidence)
+            limits.append(f"{', '.join(kinds)} only")
+        elif not tensors - {"logits"} and not set(checks) & {"vjp", "vector.vjp"}:
+            limits.append("forward only")
         if declared := self.count()["xfailed"]:
             limits.append(f"{declared} declared deviation{'s' if declared > 1 else ''}")
-        return "conforms, as tested" + (f" ({', '.join(limits)})" if limits else "")
+        return ", ".join(limits)
 
     def reproduce(self, result: Result) -> str:
         """What runs one result again: a command, or for an object the call in Python."""
@@ -102,11 +172,11 @@ class Report:
 
 def to_show(report: Report) -> tuple[list[Result], list[Result]]:
     """What is wrong: of each check the place that is furthest off, up to `SHOWN`; and the rest."""
-    bad = [r for r in report.results if r.status in BAD]
+    bad = report.bad
     groups: dict[tuple[Status, str], list[Result]] = {}
     for result in bad:
         groups.setdefault((result.status, result.check), []).append(result)
-    order = sorted(groups, key=lambda key: [*BAD].index(key[0]))
+    order = sorted(groups, key=lambda key: ([*BAD].index(key[0]), groups[key][0].is_refusal))
     shown = [max(groups[key], key=_size) for key in order[:SHOWN]]
     return shown, [r for r in bad if not any(r is one for one in shown)]
 
@@ -117,8 +187,10 @@ def who(report: Report) -> str:
 
 
 def drawn(report: Report) -> str:
-    """What everything was drawn from, and how long it took."""
-    return f"seed {report.seed}, {report.seconds:.0f} s"
+    """What everything was drawn from, how long it took, and how many were compared."""
+    count = ", ".join(f"{kind} {count}" for kind, count in report.compared.items())
+    text = f"seed {report.seed}, {report.seconds:.0f} s"
+    return f"{text}; compared: {count}" if count else text
 
 
 def summary(report: Report) -> str:
@@ -127,26 +199,27 @@ def summary(report: Report) -> str:
     >>> summary(Report("my-vit", "my-vit", "1.4", "vit", "float32"))
     'my-vit 1.4 as vit, float32: could not be checked: nothing was checked'
     """
-    count = report.count()
-    parts = [
+    count = Counter(result.status for result in report.bad)
+    said = [
         f"{count[status]} of {len(report.results)} {words}"
         for status, words in BAD.items()
         if count[status]
     ]
     if report.unmatched:
-        parts.append(f"{len(report.unmatched)} declared globs match nothing")
-    if not parts and not report.results:
-        parts.append("nothing was checked")
+        said.append(f"{len(report.unmatched)} declared globs match nothing")
+    said += report.shortfalls
+    if not said and not report.results:
+        said.append("nothing was checked")
     first = next((r for r in to_show(report)[0] if r.failures), None)
     if first and (g := first.worst):
-        parts.append(f"{first.check} {short(g.tensor)} {ratio(g.ratio)} x its bound{at(first)}")
-    text = f"{who(report)}: {report.verdict}" + (f": {', '.join(parts)}" if parts else "")
+        said.append(f"{first.check} {short(g.tensor)} {ratio(g.ratio)} x its bound{at(first)}")
+    text = f"{who(report)}: {report.verdict}" + (f": {', '.join(said)}" if said else "")
     return printable(text)
 
 
 def explain(report: Report) -> str:
-    """The summary, then the first failures, each with the command that reproduces it."""
-    lines = [summary(report)]
+    """The summary and its parts, then the first failures, each with what reproduces it."""
+    lines = [summary(report), *(f"  {what}: {said}" for what, said in statements(report))]
     shown, rest = to_show(report)
     for result in shown:
         lines.append(f"  {departs(result)}: {printable(result.reason)}".rstrip(": "))
@@ -155,7 +228,28 @@ def explain(report: Report) -> str:
     if rest:
         lines.append(f"  and {len(rest)} more")
     lines += [f"  {UNMATCHED}{printable(glob)}" for glob in report.unmatched]
+    lines += [f"  {words}" for words in advice(report)]
     return "\n".join(lines)
+
+
+def statements(report: Report) -> list[tuple[str, str]]:
+    """The two parts of a verdict, each in words, of those that were asked for."""
+    said = []
+    if report.asked or report.computes:
+        said.append(("Computes the function", "; ".join(report.computes) or "nothing was compared"))
+    if report.refuses:
+        said.append(("Refuses what is ill-formed", report.refuses))
+    return said
+
+
+def advice(report: Report) -> list[str]:
+    """What stands between a report and a verdict, and what to do about it."""
+    lines = [printable(words) for words in report.shortfalls]
+    if lines:
+        lines.append(f"to have more compared, {parts.WHAT_TO_DO}")
+    if any(r.status == "undecided" for r in report.bad):
+        lines.append(f"{report.dtype} is too coarse to tell: offer float32 too, and check in that")
+    return lines
 
 
 def _size(result: Result) -> float:

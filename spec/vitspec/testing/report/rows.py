@@ -33,8 +33,9 @@ class CheckRow:
         check: its name; the rules of ill-formed configurations are one.
         passed: how many places passed, or failed as declared.
         declared: how many of these failed.
-        failed: how many keep the report from conforming.
+        failed: how many failed, could not be run, or passed though declared to fail.
         skipped: how many were passed over.
+        undecided: how many cannot be told.
         worst: the verdict furthest over its bound, if the check grades any.
     """
 
@@ -43,6 +44,7 @@ class CheckRow:
     declared: int
     failed: int
     skipped: int
+    undecided: int
     worst: Grade | None
 
 
@@ -57,9 +59,9 @@ def check_rows(report: Report) -> list[CheckRow]:
         count = Counter(r.status for r in group)
         grades = [g for r in group if (g := r.worst) is not None]
         passed, declared = count["passed"] + count["xfailed"], count["xfailed"]
-        failed = sum(count[status] for status in BAD)
-        furthest = max(grades, key=badness, default=None)
-        rows.append(CheckRow(check, passed, declared, failed, count["skipped"], furthest))
+        failed = sum(count[status] for status in BAD if status != "undecided")
+        counts = passed, declared, failed, count["skipped"], count["undecided"]
+        rows.append(CheckRow(check, *counts, max(grades, key=badness, default=None)))
     return rows
 
 

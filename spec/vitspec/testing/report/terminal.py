@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import vitspec
-from vitspec.testing.report.report import UNMATCHED, Report, drawn, to_show, who
+from vitspec.testing.report.report import UNMATCHED, Report, advice, drawn, statements, to_show, who
 from vitspec.testing.report.rows import (
     LEGEND,
     CheckRow,
@@ -80,6 +80,10 @@ def _print_report(report: Report, console: Console) -> None:
         _print(console, f"and {len(rest)} more: {checks}")
     for glob in report.unmatched:
         _print(console, (UNMATCHED.capitalize(), "red"), printable(glob))
+    for what, words in statements(report):
+        _print(console, (f"{what}: ", "bold"), words)
+    for words in advice(report):
+        _print(console, (words, "yellow"))
     console.print()
 
 
@@ -104,15 +108,17 @@ def photograph_table(grades: Sequence[Grade]) -> Table:
 
 def checks_table(rows: Sequence[CheckRow]) -> Table:
     """One row for each check, with how many places passed and the worst tensor of all."""
-    table = _table(
-        "checks", "check", "pass", "fail", "skip", "worst tensor", "error", "bound", "ratio"
-    )
+    open_ = any(row.undecided for row in rows)  # a column of its own, where there is any
+    headings = ["check", "pass", "fail", "skip", *(["open"] if open_ else []), "worst tensor"]
+    table = _table("checks", *headings, "error", "bound", "ratio")
     for row in rows:
-        counts = (
+        counts = [
             Text(f"{row.passed}{'*' if row.declared else ''}", "green" if row.passed else "dim"),
             Text(str(row.failed), "bold red" if row.failed else "dim"),
             Text(str(row.skipped), "yellow" if row.skipped else "dim"),
-        )
+        ]
+        if open_:
+            counts.append(Text(str(row.undecided), "yellow" if row.undecided else "dim"))
         figures: list[str | Text] = [""] * 4
         if (g := row.worst) is not None:
             figures = [_tensor(g.tensor, g), *columns(g, "error", "bound", "ratio")]
@@ -177,6 +183,8 @@ def _print_legend(reports: Sequence[Report], console: Console) -> None:
         lines.append("d x: the gradient of x; worst layer: the one with the largest ratio")
     if any(g.cancelled for r in results for g in r.grades):
         lines.append(f"{MARK}: {LEGEND[MARK]}")
+    if any(r.status == "undecided" for r in results):
+        lines.append("open: rounding is too large here to tell")
     if any(r.status == "xfailed" for r in results):
         lines.append("*: some fail as declared")
     _print(console, ("\n".join(lines), "dim"))

@@ -52,8 +52,11 @@ def fenced(text: str, language: str = "text") -> str:
 
 def first_lines(text: str, count: int = 5, width: int = 200) -> list[str]:
     """The first lines of what may be very long, and how many characters are left."""
-    lines = [printable(line[:width]) for line in text.splitlines()[:count]]
-    left = len(text) - sum(len(line) + 1 for line in text.splitlines()[:count])
+    shown = [line[:width] for line in text.splitlines()[:count]]
+    # A newline after each line that is shown whole is not left out either.
+    ends = sum(len(line) <= width for line in text.splitlines()[:count])
+    left = len(text) - sum(map(len, shown)) - ends
+    lines = [printable(line) for line in shown]
     return [*lines, f"... and {left} more characters"] if left > 0 else lines
 
 

@@ -9,9 +9,10 @@ from vitspec.testing.results import Result, Status
 from vitspec.testing.tolerance import Grade
 
 BAD: dict[Status, str] = {
-    "failed": "failed", "errored": "could not be run", "xpassed": "unexpectedly pass",
+    "errored": "could not be run", "failed": "failed", "xpassed": "unexpectedly pass",
+    "undecided": "cannot be told",
 }  # fmt: skip
-"""The statuses that keep a report from conforming, the worst first, in the words of a summary."""
+"""The statuses that keep a report from conforming, in the words of a summary: a crash first."""
 FIGURES = ("error", "price", "bound", "ratio")
 """A verdict's figures, in the order of columns."""
 TENSORS = 5
@@ -64,10 +65,11 @@ def described(g: Grade) -> str:
 def departs(result: Result) -> str:
     """What happened at a result, in a few words."""
     words = {
-        "failed": "departs",
+        "failed": "accepts what is ill-formed" if result.is_refusal else "departs",
         "errored": "could not be run",
         "xpassed": "passes, though declared to fail",
         "xfailed": "departs, as declared",
+        "undecided": "cannot be told",
     }
     return printable(f"{result.check} {words.get(result.status, result.status)}{at(result)}")
 

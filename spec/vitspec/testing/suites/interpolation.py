@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import Numbered
-from vitspec.testing.trial import Trial
 
 
 class Interpolation(Numbered):
@@ -30,13 +30,21 @@ class Interpolation(Numbered):
 
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
         """Against the truth, if the family and the implementation interpolate."""
-        if not subject.family.interpolates:
+        if subject.family.interpolates and subject.takes_other_sizes:
+            yield from super().run(subject, settings, index)
             return
-        if index and not subject.takes_other_sizes:
-            return  # one result is enough to say that nothing was checked
-        yield from super().run(subject, settings, index)
+        # Where nobody asked for this very case, one result is enough to say that none is checked,
+        # and none where no implementation of the family could be.
+        if not settings.interpolation and (index or not subject.family.interpolates):
+            return
+        reason = f"the positions of {subject.family.name} are of one size"
+        if subject.family.interpolates:
+            reason = "it does not say that it interpolates positions (supports_size)"
+        yield Result("interpolation.supports", self.place(index), "skipped", reason=reason)
 
-    def why_unsupported(self, trial: Trial) -> str | None:
+    def why_unsupported(self, subject: Subject, config: Any, size: tuple[int, ...]) -> str | None:
         """Why not this configuration, or not this size."""
-        subject, config, size = trial.subject, trial.point.config, trial.point.images.shape[2:]
-        return subject.why_unsupported(config) or subject.why_size_unsupported(config, size)
+        height, width = size
+        return subject.why_unsupported(config) or subject.why_size_unsupported(
+            config, (height, width)
+        )

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vitspec.testing.drawing import supported_case
 from vitspec.testing.families import AnyCase, Family
-from vitspec.testing.implementations import Subject
+from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.trial import Trial, case_trial
@@ -111,7 +112,8 @@ class Numbered(Suite):
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
         """Against the truth, and then whatever the suite adds."""
         trial = self.trial(subject, settings, index)
-        if reason := self.why_unsupported(trial):
+        size = trial.point.images.shape[2:]
+        if reason := self.why_unsupported(subject, trial.point.config, size):
             yield trial.skip(f"{self.prefix}supports", reason)
             return
         yield from against_the_truth(trial, settings, self.prefix)
@@ -120,18 +122,28 @@ class Numbered(Suite):
     def trial(self, subject: Subject, settings: Settings, index: int) -> Trial:
         """The trial of the case with this number, at the configuration that the user asked for.
 
-        If the user asked for none, it is the case's own, or the closest to it that the
-        implementation says it can do.
+        If the user asked for none, it is the case's own, or the nearest to it that the
+        implementation supports.
         """
-        rng, family = np.random.default_rng([settings.seed, index, *self.stream]), subject.family
-        case = self.draw(family, rng)
-        config = settings.config or subject.closest(case.config)
-        case = case if config == case.config else family.with_config(case, config)
+        numbers, family = (settings.seed, index, *self.stream), subject.family
+
+        def why_not(case: AnyCase) -> str | None:
+            return self.why_unsupported(subject, case.config, case.image_shape[1:])
+
+        def draw(rng: np.random.Generator) -> AnyCase:
+            return self.draw(family, rng)
+
+        if settings.config is None:
+            case = supported_case(subject, draw, numbers, why_not)
+        else:
+            case = draw(np.random.default_rng(numbers))
+            if case.config != settings.config:
+                case = family.with_config(case, settings.config)
         return case_trial(subject, case, self.place(index))
 
-    def why_unsupported(self, trial: Trial) -> str | None:
-        """Why the implementation cannot do this case; None if it can."""
-        return trial.subject.why_unsupported(trial.point.config)
+    def why_unsupported(self, subject: Subject, config: Any, size: tuple[int, ...]) -> str | None:
+        """Why the implementation cannot do images (H, W) of this size; None if it can."""
+        return subject.why_unsupported(config)
 
     def more(self, trial: Trial, settings: Settings) -> Iterator[Result]:
         """Checks besides those against the truth."""
@@ -144,17 +156,45 @@ AGAINST_THE_TRUTH = ("forward", "vjp")
 def against_the_truth(trial: Trial, settings: Settings, prefix: str = "") -> Iterator[Result]:
     """The logits, and the gradients of the images and of every parameter, are the specification's.
 
+    Where there are no gradients because `vjp` raised, the logits are graded all the same.
+
     Args:
         trial: where.
         settings: which of the two checks are asked for.
         prefix: of the checks' names.
     """
-    if settings.wants(f"{prefix}forward"):
-        yield trial.result(f"{prefix}forward", [trial.grade("logits")])
-    if not settings.wants(f"{prefix}vjp"):
+    forward, vjp = (settings.wants(f"{prefix}{check}") for check in AGAINST_THE_TRUTH)
+    if not (forward or vjp):
         return
-    if trial.subject.has_vjp:
+    has_vjp, trouble = trial.subject.has_vjp, vjp_trouble(trial)
+    if forward:
+        yield trial.result(f"{prefix}forward", [trial.grade("logits")])
+    if not vjp:
+        return
+    if not has_vjp:
+        yield trial.skip(f"{prefix}vjp", "it has no vjp")
+    elif trouble is not None:
+        reason, words = str(trouble), trial.description
+        yield Result(f"{prefix}vjp", trial.place, "errored", reason=reason, point=words)
+    else:
         tensors = [tensor for tensor in trial.truth if tensor != "logits"]
         yield trial.result(f"{prefix}vjp", [trial.grade(tensor) for tensor in tensors])
-    else:
-        yield trial.skip(f"{prefix}vjp", "it has no vjp")
+
+
+def vjp_trouble(trial: Trial) -> AdapterError | None:
+    """What keeps the implementation from giving gradients here, if its forward does give logits.
+
+    The trial is then one of a forward only.
+
+    Raises:
+        AdapterError: the forward gives none either.
+    """
+    try:
+        trial.found  # noqa: B018 - evaluates it, once for all checks
+    except AdapterError as error:
+        if not trial.subject.has_vjp:
+            raise
+        trial.subject = trial.subject.without_vjp()
+        trial.found  # noqa: B018 - raises what the forward raises
+        return error
+    return None

@@ -1,0 +1,34 @@
+"""Whether an implementation refuses what is ill-formed, and how."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.reference import Point
+
+
+def refusal(subject: Subject, point: Point) -> str | None:
+    """How an implementation refuses a configuration; None if it accepts it.
+
+    A refusal is a reason that `supports` returns, or an error that `forward` itself raises: not
+    logits of a wrong shape, and no error of the kit's own.
+
+    Args:
+        subject: the implementation.
+        point: an ill-formed configuration, and arrays of the shapes that it asks for.
+    """
+    try:
+        if (reason := subject.why_unsupported(point.config)) is not None:
+            return f"refused: supports says {reason}"
+    except AdapterError:
+        pass  # an error of supports answers nothing: forward may
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # a mean of nothing may warn before it is refused
+            subject.implementation.forward(point.config, point.params, point.images)
+    except (Exception, SystemExit) as error:
+        return f"refused: forward raised {type(error).__name__}"
+    return None
