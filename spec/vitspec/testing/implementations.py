@@ -22,7 +22,7 @@ An implementation is any object with
 
 `params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that an implementation is
 given are NumPy's and read-only: float64 for float64, float32 for the others, with numbers that its
-precision can hold. What it returns may be any array that `np.asarray` takes, of that very type for
+precision can hold. They need not be contiguous, but have no negative strides. What it returns may be any array that `np.asarray` takes, of that very type for
 float64 and float32, of any float type for the others.
 
 Packages announce implementations in the entry-point group `vitspec.implementations`
@@ -38,6 +38,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitspec.testing.families import FAMILIES, Config, Family
+from vitspec.testing.layouts import laid_out
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
@@ -199,7 +200,8 @@ class Subject:
             AdapterError: it raised, or returned another shape or type.
         """
         with self.guarded("forward", point):
-            returned = self.implementation.forward(point.config, point.params, point.images)
+            params, images, _ = _arguments(point)
+            returned = self.implementation.forward(point.config, params, images)
             # Other frameworks' arrays become NumPy's here: nothing below computes with theirs.
             if isinstance(returned, Mapping):
                 found = {str(name): to_numpy(value) for name, value in returned.items()}
@@ -215,9 +217,7 @@ class Subject:
             AdapterError: it raised, or returned other names, shapes or types.
         """
         with self.guarded("vjp", point):
-            d_params, d_images = self.implementation.vjp(
-                point.config, point.params, point.images, point.cotangent
-            )
+            d_params, d_images = self.implementation.vjp(point.config, *_arguments(point))
             found = {str(name): to_numpy(value) for name, value in d_params.items()}
             found["image"] = to_numpy(d_images)
         expected = {name: array.shape for name, array in point.params.items()}
@@ -271,6 +271,12 @@ class Subject:
         if precision.own_type:
             return {name: found[name] for name in expected}
         return {name: found[name].astype(np.float64) for name in expected}
+
+
+def _arguments(point: Point) -> tuple[Flat, Array, Array]:
+    """The parameters, the images and the cotangent, in the order of the memory that is asked for."""
+    params = {name: laid_out(array, point.layout) for name, array in point.params.items()}
+    return params, laid_out(point.images, point.layout), laid_out(point.cotangent, point.layout)
 
 
 def to_numpy(value: Any) -> Array:

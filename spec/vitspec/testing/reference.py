@@ -12,6 +12,7 @@ import numpy as np
 from vitspec.records import Record
 from vitspec.testing.catalogue import Deviation, planted
 from vitspec.testing.families import FAMILIES, KINK_MARGIN, AnyCase, Config
+from vitspec.testing.layouts import CONTIGUOUS
 from vitspec.testing.precision import (
     PRECISIONS,
     NoisyArithmetic,
@@ -37,6 +38,7 @@ class Point:
         params: the parameters by flat name.
         images: (B, C, H, W).
         cotangent: of the logits, (B, K).
+        layout: in which order of the memory an implementation is given the arrays.
     """
 
     spec: str
@@ -44,6 +46,7 @@ class Point:
     params: Flat
     images: Array
     cotangent: Array
+    layout: str = CONTIGUOUS
 
     def __str__(self) -> str:
         """A point in words."""

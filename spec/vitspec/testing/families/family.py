@@ -158,6 +158,15 @@ class Family(ABC):
     def tiled_case(self, rng: np.random.Generator) -> Any:
         """A small random case whose patches tile the image, so that they can be moved."""
 
+    @abstractmethod
+    def ordinary_case(self, rng: np.random.Generator, wanted: Mapping[str, Any]) -> Any:
+        """A small random case of ordinary numbers, of one or two layers and images.
+
+        Args:
+            rng: what it is drawn from.
+            wanted: values of fields, as far as its configuration has them.
+        """
+
     def interpolated_case(self, rng: np.random.Generator) -> Any:
         """A small random case with images of another size, where positions are interpolated."""
         raise NotImplementedError(f"the positions of {self.name} are of one size")

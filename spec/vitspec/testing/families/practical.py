@@ -251,6 +251,15 @@ class PracticalFamily(Family):
         config = replace(c, image_h=c.patch_h * (rows + 1), image_w=c.patch_w * columns)
         return replace(case, config=config, batch=2)
 
+    def ordinary_case(
+        self, rng: np.random.Generator, wanted: Mapping[str, Any]
+    ) -> VisionTransformerCase:
+        """With `normal` values."""
+        case = self.random_case(rng)
+        layers = min(case.config.num_layers, 2)
+        config = replace(case.config, **{"num_layers": layers, **wanted})
+        return replace(case, config=config, values="normal", batch=min(case.batch, 2))
+
     def interpolated_case(self, rng: np.random.Generator) -> VisionTransformerCase:
         """More patches, fewer, or both, than the configuration has.
 
