@@ -1,15 +1,16 @@
 """Degenerate points: correct code conforms there, and each kind shows what nothing else does."""
 
 import math
-from functools import cache
 
 import numpy as np
 import pytest
 
-from vitspec import VisionTransformerConfig, ViTConfig
+from vitspec import VisionTransformerConfig
 from vitspec.testing import Settings, SpecImplementation, check
 from vitspec.testing.adapters import from_torch_function
 from vitspec.testing.degenerate import KINDS
+from vitspec.testing.families import FAMILIES
+from vitspec.testing.implementations import Subject
 from vitspec.testing.layouts import OTHER_ORDER, laid_out
 from vitspec.testing.suites import SUITES
 
@@ -62,10 +63,8 @@ def vit_of(**replaced):
             x = torch.cat([p["cls_token"].expand(len(x), 1, -1), x], 1)
         x = x + p["pos_enc.pos"]
         for i in range(c.num_layers):
-            layer = {
-                n.split(".", 3)[3]: t for n, t in p.items() if n.startswith(f"encoder.layers.{i}.")
-            }
-            x = block(c, layer.get, x)
+            own = f"encoder.layers.{i}."
+            x = block(c, lambda name, other=None, own=own: p.get(own + name, other), x)
         x = last_norm(x, p["final_norm_gamma"], p["final_norm_beta"], c.layer_norm_eps)
         pooled = [x[:, 0]] if "cls" in c.pool else []
         pooled += [x[:, cls:].mean(1)] if "mean" in c.pool else []
@@ -91,14 +90,13 @@ def implementation(vit):
     )  # fmt: skip
 
 
-ONLY_POINTS = {"cases": 0, "laws": 0, "interpolations": 0, "ill_formed": False}
-
-
-def departing(mine, **settings):
-    """The kinds of points at which it does not conform."""
-    report = check(mine, **ONLY_POINTS | settings)
-    assert all(r.place.suite == "degenerate" for r in report.results)
-    return {r.place.index for r in report.results if r.status in ("failed", "errored")}
+def departing(mine, *kinds, **settings):
+    """The places where it does not conform, of these degenerate points and an ordinary case."""
+    report = check(mine, Settings(point=kinds, case=0), **settings)
+    ran = {str(r.place) for r in report.results if r.status != "skipped"}
+    assert ran == {"case 0", *(f"degenerate {kind}" for kind in kinds)}, report
+    bad = {r.place for r in report.results if r.status in ("failed", "errored")}
+    return {place.index for place in bad}
 
 
 # ---- mistakes ------------------------------------------------------------------------------------
@@ -128,9 +126,9 @@ def attention_if_any(q, k, v, weights):
 
 
 def blank_to_zero(images):
-    """Takes images without contrast for padding."""
+    """Takes images of one colour for padding."""
     blank = images.amax((1, 2, 3), keepdim=True) == images.amin((1, 2, 3), keepdim=True)
-    return torch.where(blank, 0.0, images)
+    return torch.where(blank & (images != 0), 0.0, images)
 
 
 def skipped_if_zero(images):
@@ -147,7 +145,7 @@ def sigmoid_by_exponential(x):
 
 
 def clipped_gelu(x):
-    """Taken for the identity over 6, which it is; and for zero under -3, which it is not quite."""
+    """Nothing is ever over 8, it thinks."""
     return F.gelu(x.clamp(max=8))
 
 
@@ -168,13 +166,115 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_shows_at_its_points_and_nowhere_else(name):
+    """Nothing but these points shows any: that was tried with all kinds and the usual cases."""
     replaced, kinds = MISTAKES[name]
     mine = implementation(vit_of(**replaced))
-    assert departing(mine) == kinds
-    others = check(mine, cases=4, laws=1, interpolations=0, degenerate=False, ill_formed=False)
-    assert others.conforms, others
+    assert departing(mine, *kinds, "small-gradients") == kinds
+
+
+class Filtered:
+    """Gradients under 1e-6 are set to zero, as if they were rounding."""
+
+    name, version, spec, dtype = "filtered", "1", "vision-transformer", "float64"
+    forward = staticmethod(SpecImplementation(spec).forward)
+
+    def vjp(self, *arguments):
+        grads, d_images = SpecImplementation(self.spec).vjp(*arguments)
+        return {n: np.where(np.abs(g) < 1e-6, 0, g) for n, g in grads.items()}, d_images
+
+
+def test_gradients_that_are_taken_for_rounding():
+    report = check(Filtered(), Settings(point=("small-gradients", "zero-images")))
+    failed = {r.place.index for r in report.results if r.status == "failed"}
+    assert failed == {"small-gradients"}, report
+
+
+class ReadsMemory:
+    """Reads arrays as they lie in memory, as C code does that does not look at strides."""
+
+    name, version, spec, dtype = "memory", "1", "vit-cls", "float32"
+
+    def forward(self, config, params, images):
+        memory = {n: np.ravel(p, order="K").reshape(p.shape) for n, p in params.items()}
+        return SpecImplementation(self.spec).forward(config, memory, images)["logits"]
+
+
+def test_strides_that_are_not_read():
+    report = check(ReadsMemory(), Settings(point=("other-order", "zero-images"), only="*.forward"))
+    failed = {r.place.index for r in report.results if r.status == "failed"}
+    assert failed == {"other-order"}, report
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4, 5), (0, 3), ()])
+def test_another_order_has_the_same_numbers_and_nothing_that_pytorch_refuses(shape):
+    given = np.random.default_rng(0).standard_normal(shape)
+    found = laid_out(np.asarray(given), OTHER_ORDER)
+    assert np.array_equal(found, given)
+    assert all(stride >= 0 for stride in found.strides)
+    assert found.size <= 1 or not found.flags.c_contiguous
+    assert found.ndim == 0 or not found.flags.writeable
+
+
+# ---- correct code --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_pytorchs_own_functions_conform(dtype):
-    assert departing(implementation(vit_of()), dtype=dtype, seed=1) == set()
+    report = check(implementation(vit_of()), Settings(point=tuple(KINDS)), dtype=dtype, seed=1)
+    assert report.conforms, report
+    assert {r.place.index for r in report.results if r.status == "passed"} == {*KINDS}
+
+
+def test_the_lean_models_have_every_kind_but_other_activations():
+    nothing_else = Settings().nothing_but(degenerate=True)
+    report = check(SpecImplementation("vit-cls"), nothing_else, only="degenerate.forward")
+    others = {"large-gelu", "large-gelu-tanh", "large-quick-gelu"}
+    assert {r.place.index for r in report.results} == KINDS.keys() - others
+    assert report.conforms, report
+
+
+# ---- the points are what they say ----------------------------------------------------------------
+
+
+def trace_of(spec, kind):
+    """The point of a kind, as the suite makes it, and what its first layer computes there."""
+    subject, settings = Subject(SpecImplementation(spec), "float32"), Settings(seed=3)
+    point = SUITES["degenerate"].trial(subject, settings, kind).point
+    family, model = FAMILIES[spec], point.model(point.params)
+    tokens = family.embed(model, point.images[0])
+    return point, family.layer_trace(model.encoder.layers[0], tokens)
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_scores_are_beyond_the_exponential_for_whole_rows(spec):
+    point, trace = trace_of(spec, "extreme-scores")
+    scores = trace.mha.q @ trace.mha.k.swapaxes(-1, -2) / math.sqrt(point.config.head_dim)
+    assert (scores.min(-1).max(-1) > 88.8).all()
+    assert (scores.max(-1).min(-1) < -104).all()
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_a_row_is_zero_where_the_normalisations_read(spec):
+    _, trace = trace_of(spec, "zero-branches")
+    lean = spec != "vision-transformer"
+    rows = [trace.residual1, trace.residual2] if lean else [trace.input, trace.residual]
+    assert all((row[0] == 0).all() for row in rows)
+
+
+def test_a_kind_that_cannot_be_says_why():
+    (result,) = check(SpecImplementation("vit"), Settings(point="large-gelu")).results
+    assert (result.status, "its activation is 'relu'" in result.reason) == ("skipped", True)
+    (result,) = check(SpecImplementation("vit"), Settings(point="nonsense")).results
+    assert (result.status, "no such kind" in result.reason) == ("skipped", True)
+
+
+def test_a_configuration_of_the_users_own():
+    config = VisionTransformerConfig(
+        image_h=4, image_w=6, patch_h=2, patch_w=2, embed_dim=8, hidden_dim=5, head_count=2,
+        num_layers=1, num_classes=3,
+    )  # fmt: skip
+    settings = Settings(point=("constant-rows", "large-relu"), config=config)
+    report = check(SpecImplementation("vision-transformer"), settings)
+    status = {r.place.index: r.status for r in report.results}
+    assert status == {"constant-rows": "passed", "large-relu": "skipped"}
+    assert repr(config) in report.results[0].point

@@ -7,8 +7,8 @@ overflows. The specification is finite at all of these points, and so must be an
 value that is not finite is a departure.
 
 Each kind takes an ordinary point and changes what it must. Rows are made constant by zeros alone:
-their mean and variance are then exact in whatever order they are summed. Any other constant would be
-so only nearly, and 1 / sqrt(epsilon) would multiply the difference.
+their mean and variance are then exact in whatever order they are summed. With any other constant
+they would be so only nearly, and 1 / sqrt(epsilon) would multiply the difference.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ SCORE = 120.0
 """exp overflows above 88.7 and gives zero below -103.9 in float32. Near this number, and near its
 negative, it does so even where scores differ by some units from token to token."""
 LARGE, VERY_LARGE = 12.0, 64.0
-"""Inputs of activations: over 6, where ReLU6 ends, and where exp(2 sqrt(2/pi) (x + 0.044715 x^3)) of
-a tanh by hand overflows in float32; and where exp(1.702 x) does, in the quick GELU's sigmoid."""
+"""Inputs of activations. The first are over 6, where ReLU6 ends, and so large that a tanh made of
+exponentials overflows in float32; the second so that the sigmoid of the quick GELU, exp(1.702 x) /
+(1 + exp(1.702 x)), does."""
 ALWAYS = {"activation": "relu"}
 """What a configuration without such a field has: the Lean mirror's."""
 SMALL = 2.0**-20
@@ -193,7 +194,7 @@ def _attention_input(point: Point) -> Array:
 
 
 def large_inputs(point: Point, rng: np.random.Generator) -> Point:
-    """Every hidden feature of every layer is over 6 or under -6 for some token, half of them each."""
+    """Every hidden feature of every layer is over 6 for some token, or under -6."""
     family, params = FAMILIES[point.spec], dict(point.params)
     activation = getattr(point.config, "activation", ALWAYS["activation"])
     largest = VERY_LARGE if activation == "quick_gelu" else LARGE
@@ -248,7 +249,9 @@ KINDS: dict[str, Kind] = {
         )
         for name in _ACTIVATIONS
     },
-    "small-gradients": Kind("gradients that are small in one layer", small_gradients),
+    "small-gradients": Kind(
+        "gradients that are small in one layer", small_gradients, prefers={"num_layers": 2}
+    ),
     "other-order": Kind("arrays that are not contiguous", other_order),
 }
 """Every kind by its permanent name."""

@@ -18,12 +18,15 @@ An implementation is any object with
   configuration instead of skipping the case;
 - `supports_size(config, height, width)`, if a "vision-transformer" takes images of another size
   than its configuration's, with interpolated positions: None, or why not those. Without it only
-  images of the configuration's size are given.
+  images of the configuration's size are given;
+- `repeats`, if its sums run in an order that varies, as atomic additions on a GPU do: "to rounding".
+  Without it ("exactly") the same inputs must give the same bits.
 
 `params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that an implementation is
 given are NumPy's and read-only: float64 for float64, float32 for the others, with numbers that its
-precision can hold. They need not be contiguous, but have no negative strides. What it returns may be any array that `np.asarray` takes, of that very type for
-float64 and float32, of any float type for the others.
+precision can hold. They need not be contiguous, but have no negative strides. What it returns may
+be any array that `np.asarray` takes, of that very type for float64 and float32, of any float type
+for the others.
 
 Packages announce implementations in the entry-point group `vitspec.implementations`
 (`vitspec.testing.finding`).
@@ -42,6 +45,9 @@ from vitspec.testing.layouts import laid_out
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
+
+EXACTLY, TO_ROUNDING = "exactly", "to rounding"
+"""How an implementation may say that it repeats."""
 
 
 class Implementation(Protocol):
@@ -81,6 +87,8 @@ def interface_problems(implementation: Any) -> Iterator[str]:
             yield f"{attribute}: expected a string, got {value!r}"
     if not callable(getattr(implementation, "forward", None)):
         yield "forward: expected a method"
+    if (repeats := getattr(implementation, "repeats", EXACTLY)) not in (EXACTLY, TO_ROUNDING):
+        yield f"repeats: expected {EXACTLY!r} or {TO_ROUNDING!r}, got {repeats!r}"
     for method in ("vjp", "supports", "closest", "supports_size"):
         value = getattr(implementation, method, None)
         if value is not None and not callable(value):
@@ -114,6 +122,7 @@ class Subject:
         implementation, name, version, spec: the object, and what it says of itself.
         precision: what it is checked in.
         has_vjp: whether it has gradients.
+        repeats: whether it says that it repeats exactly, or to rounding.
 
     Raises:
         AdapterError: it is no implementation, or does not compute in that precision.
@@ -130,6 +139,7 @@ class Subject:
             raise AdapterError(f"{self.name} computes in {', '.join(known)}, not in {dtype}")
         self.precision: Precision = PRECISIONS[dtype or known[0]]
         self.has_vjp = callable(getattr(implementation, "vjp", None))
+        self.repeats: str = getattr(implementation, "repeats", EXACTLY)
 
     @property
     def family(self) -> Family:
@@ -274,7 +284,7 @@ class Subject:
 
 
 def _arguments(point: Point) -> tuple[Flat, Array, Array]:
-    """The parameters, the images and the cotangent, in the order of the memory that is asked for."""
+    """The parameters, the images and the cotangent, as the point says that they lie in memory."""
     params = {name: laid_out(array, point.layout) for name, array in point.params.items()}
     return params, laid_out(point.images, point.layout), laid_out(point.cotangent, point.layout)
 

@@ -183,5 +183,5 @@ Settings.__doc__ = f"{Settings.__doc__}\n\nAttributes:\n" + "\n".join(
     f"    {one.name}: {one.metadata['words']}" for one in fields(Settings)
 )
 
-QUICK = Settings(cases=8, interpolations=2, photograph=False, vectors=False)
+QUICK = Settings(cases=8, interpolations=3, photograph=False, vectors=False)
 """What `check` does by default: some seconds."""

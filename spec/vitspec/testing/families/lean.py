@@ -200,9 +200,8 @@ class LeanFamily(Family):
         """The encoder's input is of scale 1."""
         case = self.random_case(rng)
         wanted = {n: v for n, v in wanted.items() if hasattr(case.config, n)}
-        layers = min(case.config.num_layers, 2)
-        config = replace(case.config, **{"num_layers": layers, **wanted})
-        return replace(case, config=config, scale=1.0, batch=min(case.batch, 2))
+        config = replace(case.config, **{"num_layers": 1, **wanted})
+        return replace(case, config=config, scale=1.0, batch=1)
 
     def with_config(self, case: Case, config: ViTConfig) -> Case:
         """On an image of a few patches."""

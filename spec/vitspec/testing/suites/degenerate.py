@@ -46,22 +46,27 @@ class Degenerate(Suite):
             reason = f"there is no such kind of point; there are {', '.join(KINDS)}"
             yield Result(f"{self.prefix}supports", place, "skipped", reason=reason)
             return
-        kind = KINDS[index]
-        if not settings.point and not kind.is_of(subject.family.config_type):
+        if not settings.point and not KINDS[index].is_of(subject.family.config_type):
             return  # there is nothing to miss
+        trial = self.trial(subject, settings, index)
+        if isinstance(trial, str):
+            yield Result(f"{self.prefix}supports", place, "skipped", reason=trial)
+        elif reason := _out_of_range(trial):
+            yield trial.skip(f"{self.prefix}supports", reason)
+        else:
+            yield from against_the_truth(trial, settings, self.prefix)
+
+    def trial(self, subject: Subject, settings: Settings, index: str) -> Trial | str:
+        """The trial of a kind of point; or why the implementation has none."""
+        kind = KINDS[index]
         # Each kind has random numbers of its own: a new one does not change the others'.
         rng = np.random.default_rng([settings.seed, zlib.crc32(index.encode()), 3])
         case, reason = _drawn(subject, settings, kind, rng)
         if case is None:
-            yield Result(f"{self.prefix}supports", place, "skipped", reason=reason)
-            return
+            return reason
         point = kind.change(Point.of(case), rng).away_from_kinks(kink_margin(subject.precision))
-        point = point.rounded(subject.precision)
-        trial = Trial(subject, point, rng, place=place, description=f"{kind.words}; {case!r}")
-        if reason := _out_of_range(trial):
-            yield trial.skip(f"{self.prefix}supports", reason)
-            return
-        yield from against_the_truth(trial, settings, self.prefix)
+        point, text = point.rounded(subject.precision), f"{kind.words}; {case!r}"
+        return Trial(subject, point, rng, place=self.place(index), description=text)
 
 
 def _drawn(

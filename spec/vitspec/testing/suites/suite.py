@@ -97,8 +97,8 @@ class Numbered(Suite):
     stream: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
-    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
-        """Draw one small case."""
+    def draw(self, family: Family, rng: np.random.Generator, index: int) -> AnyCase:
+        """Draw the small case of this number."""
 
     def units(self, settings: Settings) -> Iterable[Index]:
         """As many cases as are asked for."""
@@ -124,7 +124,7 @@ class Numbered(Suite):
         implementation says it can do.
         """
         rng, family = np.random.default_rng([settings.seed, index, *self.stream]), subject.family
-        case = self.draw(family, rng)
+        case = self.draw(family, rng, index)
         config = settings.config or subject.closest(case.config)
         case = case if config == case.config else family.with_config(case, config)
         return case_trial(subject, case, self.place(index))
