@@ -105,7 +105,7 @@ def _step(before: Flat, after: Flat, name: str) -> Array:
 
 
 def _is_rounding(trial: Trial, before: Flat, after: Flat, names: list[str]) -> bool:
-    """Whether rounding explains every change; intermediate values have no price and do not count."""
+    """Whether rounding explains every change; values without a price do not count."""
     return all(grade.conforms for grade in _grades(trial, before, after, names))
 
 
@@ -121,4 +121,5 @@ def _largest(trial: Trial, before: Flat, after: Flat, names: list[str]) -> str:
         return f"{names[0]}{more}"
     one = worst(grades)
     size = "what cancels in it" if one.cancelled else "its size"
-    return f"{one.tensor} by {one.error:.1e} of {size}, {one.ratio:.1e} of what rounding explains{more}"
+    explained = f"{one.ratio:.1e} of what rounding explains"
+    return f"{one.tensor} by {one.error:.1e} of {size}, {explained}{more}"

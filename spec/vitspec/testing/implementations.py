@@ -19,8 +19,8 @@ An implementation is any object with
 - `supports_size(config, height, width)`, if a "vision-transformer" takes images of another size
   than its configuration's, with interpolated positions: None, or why not those. Without it only
   images of the configuration's size are given;
-- `repeats`, if its sums run in an order that varies, as atomic additions on a GPU do: "to rounding".
-  Without it ("exactly") the same inputs must give the same bits.
+- `repeats`, "to rounding" if its sums run in an order that varies, as atomic additions on a GPU do.
+  Without it, or with "exactly", the same inputs must give the same bits.
 
 `params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that an implementation is
 given are NumPy's and read-only: float64 for float64, float32 for the others, with numbers that its

@@ -23,7 +23,7 @@ from vitspec.testing.trial import Trial
 
 
 def determinism(trial: Trial) -> Result:
-    """The same point gives the same bits again, or rounds otherwise if the implementation says so."""
+    """The same point gives the same bits again, or to rounding if the implementation says so."""
     found = difference(trial)
     status: Any = "passed" if found.allowed else "failed"
     return Result("determinism", trial.place, status, reason=found.words, point=trial.description)
