@@ -1,6 +1,7 @@
 """Degenerate points: correct code conforms there, and each kind shows what nothing else does."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from vitspec.testing.degenerate import KINDS
 from vitspec.testing.families import FAMILIES
 from vitspec.testing.implementations import Subject
 from vitspec.testing.layouts import OTHER_ORDER, laid_out
+from vitspec.testing.run import plan
+from vitspec.testing.settings import QUICK
 from vitspec.testing.suites import SUITES
 
 torch = pytest.importorskip("torch")
@@ -278,3 +281,42 @@ def test_a_configuration_of_the_users_own():
     status = {r.place.index: r.status for r in report.results}
     assert status == {"constant-rows": "passed", "large-relu": "skipped"}
     assert repr(config) in report.results[0].point
+
+
+# ---- positions: grids of every orientation -------------------------------------------------------
+
+
+class SquareRoot(SpecImplementation):
+    """Takes every grid of positions, or one of an orientation, for a square of as many."""
+
+    def __init__(self, orientation):
+        super().__init__("vision-transformer")
+        self.orientation = orientation
+
+    def as_it_thinks(self, config):
+        rows, columns = config.grid
+        side = math.isqrt(rows * columns)
+        if (rows > columns) == (self.orientation == "tall") and rows != columns:
+            return replace(config, image_h=side * config.patch_h, image_w=side * config.patch_w)
+        return config
+
+    def forward(self, config, *arguments):
+        return super().forward(self.as_it_thinks(config), *arguments)
+
+    def vjp(self, config, *arguments):
+        return super().vjp(self.as_it_thinks(config), *arguments)
+
+
+@pytest.mark.parametrize(("orientation", "failing"), [("tall", {0}), ("wide", {1})])
+def test_a_grid_that_is_taken_for_a_square(orientation, failing):
+    settings = Settings(interpolation=(0, 1, 2), only="*.forward")
+    results = check(SquareRoot(orientation), settings).results
+    assert {r.place.index for r in results if r.status == "failed"} == failing, results
+    assert len(results) == 3
+
+
+@pytest.mark.parametrize("settings", [QUICK, Settings()])
+def test_every_check_has_each_kind_of_point_and_each_orientation(settings):
+    places = plan(settings)
+    assert {p.index for p in places if p.suite == "degenerate"} == {*KINDS}
+    assert {p.index for p in places if p.suite == "interpolation"} >= {0, 1, 2}

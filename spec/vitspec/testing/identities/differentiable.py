@@ -47,10 +47,8 @@ def laws(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
 
 def determinism(e: Evaluation) -> Result:
     """Two runs agree bit by bit."""
-    formula, names = (
-        "forward and vjp give the same bits twice",
-        changed_between_runs(e.found, e.again),
-    )
+    formula = "forward and vjp give the same bits twice"
+    names = changed_between_runs(e.found, e.again)
     if not names:
         return told("determinism", formula)
     runs = [(e.values[name], e.again[name].astype(np.float64)) for name in names]
