@@ -136,11 +136,11 @@ vjp departs at the photograph
   the photograph, ViTConfig()
   tensor          metric error  price  bound ratio
   layers.1.ffn.b1   norm   0.4 2.5e-7 1.0e-6 4.0e5
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0 --no-vectors --no-ill-formed --only vjp
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --no-degenerate --laws 0 --no-vectors --no-ill-formed --only vjp
 
 ill-formed.patchH_ne0 departs at ill-formed
   accepted it
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0 --no-photograph --no-vectors --only ill-formed.patchH_ne0
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --no-degenerate --laws 0 --no-photograph --no-vectors --only ill-formed.patchH_ne0
 
 run could not be run at case 2
   it raised ValueError: [bold]no[/bold]
@@ -404,8 +404,8 @@ def test_markdown_is_a_verdict_a_table_and_failures(good, bad):
     assert f"### ❌ `vit-cls+{MISTAKE} 1` as vit-cls, float32" in text
     assert "| `ill-formed.*` | 6 | 0 | 0 |  |  |  |  |" in text
     assert "| `vjp` | 0 | **1** | 1 | `layers.1.ffn.b1` | 0.4 | 1.0e-6 | 4.0e5 |" in text
-    command = "vitspec check my-vit --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0"
-    command += " --no-vectors --no-ill-formed --only vjp"
+    command = "vitspec check my-vit --dtype float32 --seed 3 --cases 0 --interpolations 0"
+    command += " --no-degenerate --laws 0 --no-vectors --no-ill-formed --only vjp"
     assert f"```sh\n{command}\n```" in text
 
 

@@ -156,7 +156,7 @@ def extreme_scores(point: Point, rng: np.random.Generator) -> Point:
     tokens = _attention_input(point)
     (wq,), (wk,) = (_layer(0, f"mha.{w}") for w in ("wq", "wk"))
     params[wq], params[wk] = params[wq].copy(), params[wk].copy()
-    bias = params.get(*_layer(0, "mha.bq"), np.zeros(params[wq].shape[1]))
+    bias = params.get(_layer(0, "mha.bq")[0], np.zeros(params[wq].shape[1]))
     queries = tokens @ params[wq] + bias
     for head in range(config.head_count):
         columns = np.arange(config.head_dim) + head * config.head_dim

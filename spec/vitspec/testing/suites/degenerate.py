@@ -51,8 +51,8 @@ class Degenerate(Suite):
         trial = self.trial(subject, settings, index)
         if isinstance(trial, str):
             yield Result(f"{self.prefix}supports", place, "skipped", reason=trial)
-        elif reason := _out_of_range(trial):
-            yield trial.skip(f"{self.prefix}supports", reason)
+        elif too_large := _out_of_range(trial):
+            yield trial.skip(f"{self.prefix}supports", too_large)
         else:
             yield from against_the_truth(trial, settings, self.prefix)
 
