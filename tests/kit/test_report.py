@@ -46,13 +46,13 @@ MISTAKE = "attention-scale-missing"
 
 @pytest.fixture(scope="module")
 def good():
-    return check(SpecImplementation("vit"), cases=2, laws=1)
+    return check(SpecImplementation("vit"), cases=2, laws=1, degenerate=False)
 
 
 @pytest.fixture(scope="module")
 def bad():
     wrong = SpecImplementation("vit-cls", mistakes=[deviation(MISTAKE)])
-    return check(wrong, cases=3, laws=1)
+    return check(wrong, cases=3, laws=1, degenerate=False)
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ vjp departs at the photograph
   the photograph, ViTConfig()
   tensor          metric error  price  bound ratio
   layers.1.ffn.b1   norm   0.4 2.5e-7 1.0e-6 4.0e5
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0 --no-vectors --no-ill-formed --only vjp
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --no-degenerate --laws 0 --no-vectors --no-ill-formed --only vjp
 
 scale passes, though declared to fail at law 0
   it passes: remove it
@@ -289,7 +289,7 @@ class Coarse:
     ],
 )
 def test_lost_precision_is_recognised(precision, dtype, hint):
-    report = check(Coarse(precision, dtype), cases=2, laws=0, ill_formed=False)
+    report = check(Coarse(precision, dtype), cases=2, laws=0, degenerate=False, ill_formed=False)
     assert hint in looks_like(report)
     assert hint in " ".join(printed(report).split())
     assert hint in html.unescape(to_html([report]))
@@ -312,7 +312,7 @@ SAMPLE.append(deviation("layer-norm-eps-outside-root"))  # the nearest to it
 @pytest.mark.parametrize("mistake", SAMPLE, ids=lambda d: d.name)
 def test_a_mistake_is_not_taken_for_lost_precision(mistake):
     wrong = SpecImplementation(mistake.specs[0], mistakes=[mistake])
-    report = check(wrong, cases=2, laws=0, ill_formed=False)
+    report = check(wrong, cases=2, laws=0, degenerate=False, ill_formed=False)
     assert looks_like(report) == ""
 
 
@@ -408,8 +408,8 @@ def test_markdown_is_a_verdict_a_table_and_failures(good, bad):
     assert f"### ❌ `vit-cls+{MISTAKE} 1` as vit-cls, float32" in text
     assert "| `ill-formed.*` | 6 | 0 | 0 | 0 |  |  |  |  |" in text
     assert "| `vjp` | 0 | **1** | 1 | 0 | `layers.1.ffn.b1` | 0.4 | 1.0e-6 | 4.0e5 |" in text
-    command = "vitspec check my-vit --dtype float32 --seed 3 --cases 0 --interpolations 0 --laws 0"
-    command += " --no-vectors --no-ill-formed --only vjp"
+    command = "vitspec check my-vit --dtype float32 --seed 3 --cases 0 --interpolations 0"
+    command += " --no-degenerate --laws 0 --no-vectors --no-ill-formed --only vjp"
     assert f"```sh\n{command}\n```" in text
 
 

@@ -168,6 +168,13 @@ def test_images_of_another_size(inline, adapters, tmp_path, more):
     assert_reproduced(report, tmp_path, {"interpolation"})
 
 
+@pytest.mark.parametrize("more", ["", "--seed 4 --dtype float64", f"--config {LEAN}"])
+def test_a_degenerate_point(inline, adapters, tmp_path, more):
+    command = f"check planted:attention-gradient-scale-twice --only 'degenerate.*' {more}"
+    _, report = run(shlex.split(command), tmp_path / "first.json")
+    assert_reproduced(report, tmp_path, {"degenerate"})
+
+
 @pytest.mark.parametrize("more", ["", "--seed 4 --dtype float64", f"--config {LEAN}", "--laws 6"])
 def test_an_identity(inline, adapters, tmp_path, more):
     command = f"check planted:attention-gradient-scale-twice --identities {more}"
@@ -226,7 +233,8 @@ def test_a_unit_alone_is_planned_alone(suite):
     """Whatever was asked for, a suite's units alone are those, with the same numbers."""
     config = ViTConfig(embed_dim=8, head_count=2)
     single = 2 if suite == "identities" or SUITES[suite].option else None
-    for index in ("basic-vit", None) if suite == "vectors" else (single,):
+    singles = {"vectors": ("basic-vit", None), "degenerate": ("zero-images",)}
+    for index in singles.get(suite, (single,)):
         only = None if index is None else "v*"
         given = Settings(seed=7, dtype="float64", cases=9, case=(1, 2), law=5, only=only)
         alone = SUITES[suite].alone(given, (index,))
@@ -247,6 +255,7 @@ def test_each_field_of_the_settings_is_said_by_its_option(inline, adapters, monk
     values = {
         "config": ViTConfig(embed_dim=8, head_count=2), "only": "vjp*", "case": (3, 4),
         "interpolation": (1,), "law": (2,), "vector": ("a", "b"), "dtype": "float64", "seed": 9,
+        "point": ("a",),
     }  # fmt: skip
     for one in fields(Settings):
         value = values.get(one.name, (not one.default) if isinstance(one.default, bool) else 77)
@@ -270,6 +279,7 @@ NAMES = {one.__name__: one for one in (Settings, check, ViTConfig, VisionTransfo
         ("vit-cls", "pre-norm", {"config": ViTConfig(2, 2, 2, 0, 6, 8, 2, 2, 3)}),
         ("vit", "pre-norm", {"vectors": True, "cases": 0, "laws": 0}),
         ("vision-transformer", "positions-antialiased", {"cases": 0, "laws": 0}),
+        ("vit", "attention-gradient-scale-twice", {"cases": 0, "laws": 0, "only": "degenerate.*"}),
     ],
 )
 def test_the_call_in_python_fails_again(spec, mistake, settings):

@@ -107,8 +107,9 @@ def check(
 ) -> None:
     """Check implementations against the specification: logits and every gradient.
 
-    On a photograph with ViT-Base/16 at full size, on small random configurations, and on the
-    shipped test vectors; against laws; and that ill-formed configurations are refused.
+    On a photograph with ViT-Base/16 at full size, on small random configurations, at points where
+    code breaks, and on the shipped test vectors; against laws; and that ill-formed configurations
+    are refused.
 
     Exit codes: 0 conforms, 1 does not, 2 wrong usage, 3 no verdict: it could not be run, or too
     little was compared.

@@ -19,12 +19,15 @@ An implementation is any object with
 - `closest(config)`, likewise: the nearest configuration that it can do, which the kit uses first;
 - `supports_size(config, height, width)`, if a "vision-transformer" takes images of another size
   than its configuration's, with interpolated positions: None, or why not those. Without it only
-  images of the configuration's size are given.
+  images of the configuration's size are given;
+- `repeats`, "to rounding" if its sums run in an order that varies, as atomic additions on a GPU do.
+  Without it, or with "exactly", the same inputs must give the same bits.
 
 `params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that an implementation is
 given are NumPy's and read-only: float64 for float64, float32 for the others, with numbers that its
-precision can hold. What it returns may be any array that `np.asarray` takes, of that very type for
-float64 and float32, of any float type for the others.
+precision can hold. They need not be contiguous, but have no negative strides. What it returns may
+be any array that `np.asarray` takes, of that very type for float64 and float32, of any float type
+for the others.
 
 Packages announce implementations in the entry-point group `vitspec.implementations`
 (`vitspec.testing.finding`).
@@ -40,9 +43,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitspec.testing.families import FAMILIES, Config, Family
+from vitspec.testing.layouts import laid_out
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
+
+EXACTLY, TO_ROUNDING = "exactly", "to rounding"
+"""How an implementation may say that it repeats."""
 
 
 class Implementation(Protocol):
@@ -82,6 +89,8 @@ def interface_problems(implementation: Any) -> Iterator[str]:
             yield f"{attribute}: expected a string, got {value!r}"
     if not callable(getattr(implementation, "forward", None)):
         yield "forward: expected a method"
+    if (repeats := getattr(implementation, "repeats", EXACTLY)) not in (EXACTLY, TO_ROUNDING):
+        yield f"repeats: expected {EXACTLY!r} or {TO_ROUNDING!r}, got {repeats!r}"
     for method in ("vjp", "supports", "closest", "supports_size"):
         value = getattr(implementation, method, None)
         if value is not None and not callable(value):
@@ -115,6 +124,7 @@ class Subject:
         implementation, name, version, spec: the object, and what it says of itself.
         precision: what it is checked in.
         has_vjp: whether it has gradients.
+        repeats: whether it says that it repeats exactly, or to rounding.
 
     Raises:
         AdapterError: it is no implementation, or does not compute in that precision.
@@ -131,6 +141,7 @@ class Subject:
             raise AdapterError(f"{self.name} computes in {', '.join(known)}, not in {dtype}")
         self.precision: Precision = PRECISIONS[dtype or known[0]]
         self.has_vjp = callable(getattr(implementation, "vjp", None))
+        self.repeats: str = getattr(implementation, "repeats", EXACTLY)
 
     @property
     def family(self) -> Family:
@@ -211,7 +222,8 @@ class Subject:
             AdapterError: it raised, or returned another shape or type.
         """
         with self.guarded("forward", point):
-            returned = self.implementation.forward(point.config, point.params, point.images)
+            params, images, _ = _arguments(point)
+            returned = self.implementation.forward(point.config, params, images)
             # Other frameworks' arrays become NumPy's here: nothing below computes with theirs.
             if isinstance(returned, Mapping):
                 found = {str(name): to_numpy(value) for name, value in returned.items()}
@@ -227,9 +239,7 @@ class Subject:
             AdapterError: it raised, or returned other names, shapes or types.
         """
         with self.guarded("vjp", point):
-            d_params, d_images = self.implementation.vjp(
-                point.config, point.params, point.images, point.cotangent
-            )
+            d_params, d_images = self.implementation.vjp(point.config, *_arguments(point))
             found = {str(name): to_numpy(value) for name, value in d_params.items()}
             found["image"] = to_numpy(d_images)
         expected = {name: array.shape for name, array in point.params.items()}
@@ -282,6 +292,12 @@ class Subject:
         if precision.own_type:
             return {name: found[name] for name in expected}
         return {name: found[name].astype(np.float64) for name in expected}
+
+
+def _arguments(point: Point) -> tuple[Flat, Array, Array]:
+    """The parameters, the images and the cotangent, as the point says that they lie in memory."""
+    params = {name: laid_out(array, point.layout) for name, array in point.params.items()}
+    return params, laid_out(point.images, point.layout), laid_out(point.cotangent, point.layout)
 
 
 def to_numpy(value: Any) -> Array:

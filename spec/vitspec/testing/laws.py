@@ -43,10 +43,9 @@ class Sides:
     noises: int = 1
 
 
-def changed_between_runs(trial: Trial, again: Flat) -> list[str]:
+def changed_between_runs(found: Flat, again: Flat) -> list[str]:
     """Determinism: the names of the tensors whose bits differ between two runs at one point."""
-    found = trial.found.items()
-    return [n for n, value in found if n not in again or not _same_bits(value, again[n])]
+    return [n for n, x in found.items() if n not in again or not _same_bits(x, again[n])]
 
 
 def scale_sides(trial: Trial, factor: float) -> dict[str, Sides]:
@@ -212,7 +211,9 @@ def _permute_patches(point: Point, rng: np.random.Generator) -> Permutation:
 
 
 def _permute_batch(point: Point, rng: np.random.Generator) -> Permutation:
-    order = np.roll(np.arange(len(point.images)), 1 + int(rng.integers(3)))
+    images = len(point.images)
+    # By less than a whole turn, which would leave every image where it is.
+    order = np.roll(np.arange(images), int(rng.integers(1, max(images, 2))))
     inverse = np.argsort(order)
     moved = replace(point, images=point.images[order], cotangent=point.cotangent[order])
     own = ("logits", "image")

@@ -13,6 +13,7 @@ from vitspec.records import Record
 from vitspec.testing.catalogue import Deviation, planted
 from vitspec.testing.catalogue.planting import anything_planted
 from vitspec.testing.families import FAMILIES, KINK_MARGIN, AnyCase, Config
+from vitspec.testing.layouts import CONTIGUOUS
 from vitspec.testing.noise import Noise
 from vitspec.testing.precision import (
     PRECISIONS,
@@ -47,6 +48,7 @@ class Point:
         params: the parameters by flat name.
         images: (B, C, H, W).
         cotangent: of the logits, (B, K).
+        layout: in which order of the memory an implementation is given the arrays.
     """
 
     spec: str
@@ -54,6 +56,7 @@ class Point:
     params: Flat
     images: Array
     cotangent: Array
+    layout: str = CONTIGUOUS
 
     def __str__(self) -> str:
         """A point in words."""

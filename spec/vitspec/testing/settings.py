@@ -41,6 +41,12 @@ class Settings:
             "Small cases with images of another size, if it interpolates positions.", min=0, off=0
         ),
     )
+    degenerate: bool = field(
+        default=True,
+        metadata=_option(
+            "Points where code breaks: constant rows, blank images, extreme scores.", off=False
+        ),
+    )
     laws: int = field(
         default=4, metadata=_option("Small cases for the laws and identities.", min=0, off=0)
     )
@@ -70,6 +76,9 @@ class Settings:
     interpolation: tuple[int, ...] = field(
         default=(),
         metadata=_option("Only the images of another size of this number; repeatable.", min=0),
+    )
+    point: tuple[str, ...] = field(
+        default=(), metadata=_option("Only the degenerate point of this kind; repeatable.")
     )
     law: tuple[int, ...] = field(
         default=(), metadata=_option("Only the laws' case of this number; repeatable.", min=0)
@@ -178,5 +187,5 @@ Settings.__doc__ = f"{Settings.__doc__}\n\nAttributes:\n" + "\n".join(
     f"    {one.name}: {one.metadata['words']}" for one in fields(Settings)
 )
 
-QUICK = Settings(cases=8, interpolations=2, photograph=False, vectors=False)
+QUICK = Settings(cases=8, interpolations=3, photograph=False, vectors=False)
 """What `check` does by default: some seconds."""

@@ -10,6 +10,7 @@ from typing import Any, Required, TypedDict
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES, SAME_NAMES
 from vitspec.testing.adapters.name_maps import NameMap
 from vitspec.testing.families import FAMILIES, MODELS
+from vitspec.testing.implementations import EXACTLY
 from vitspec.testing.precision import PRECISIONS
 from vitspec.typing import Array
 
@@ -39,6 +40,8 @@ class Identity(TypedDict, total=False):
         supports_size: called with (config, height, width) of images that have another size than the
             config's; None, or why positions are not interpolated for them. Without it, no such
             images are given.
+        repeats: "to rounding" if its sums run in an order that varies, so that two runs may differ
+            by rounding; else "exactly".
     """
 
     name: Required[str]
@@ -48,6 +51,7 @@ class Identity(TypedDict, total=False):
     supports: Supports | None
     closest: Closest | None
     supports_size: SupportsSize | None
+    repeats: str
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Adapter:
     """An implementation: NumPy arrays by our names in, NumPy arrays by our names out.
 
     Attributes:
-        name, version, spec, dtype, closest, supports_size: as in `Identity`.
+        name, version, spec, dtype, closest, supports_size, repeats: as in `Identity`.
         name_map: their names for the parameters; None if they use ours.
     """
 
@@ -83,10 +87,11 @@ class Adapter:
         supports: Supports | None = None,
         closest: Closest | None = None,
         supports_size: SupportsSize | None = None,
+        repeats: str = EXACTLY,
     ) -> None:
         self.name, self.version, self.spec, self.dtype = name, version, spec, dtype
         self.name_map = name_map
-        self.closest, self.supports_size = closest, supports_size
+        self.closest, self.supports_size, self.repeats = closest, supports_size, repeats
         check_dtypes(dtype)
         if spec not in FAMILIES:  # a name map leads to the specification's names
             raise ValueError(f"spec: expected one of {', '.join(FAMILIES)}, got {spec!r}")

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from vitspec.testing.catalogue import deviation
+from vitspec.testing.determinism import difference
 from vitspec.testing.diagnosis import accuracy, points
 from vitspec.testing.diagnosis.diagnosis import Diagnosis, Near
 from vitspec.testing.diagnosis.findings import departures, hints, looks_like_precision
@@ -18,6 +21,7 @@ from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.smoke import smoke
 from vitspec.testing.tolerance import worst
+from vitspec.testing.trial import Trial
 
 SHOWN = 3
 """Deviations that are shown."""
@@ -118,6 +122,13 @@ def _conforming(diagnosis: Diagnosis, subject: Subject, samples: Sequence[Sample
             "On ordinary inputs nothing departs, but it is less accurate than it could be, as "
             f"with `{found.name}`: {found.description}."
         )
+    # The law of determinism, as `check` has it: the two must not contradict each other.
+    again = difference(Trial(subject, samples[-1].point, np.random.default_rng(diagnosis.seed)))
+    if not again.allowed:
+        diagnosis.conforms = False
+        diagnosis.verdict = f"At none of the points does anything depart, but it {again.words}."
+    elif again.words:
+        diagnosis.notes.append(f"It {again.words}.")
 
 
 def _departing(diagnosis: Diagnosis, samples: Sequence[Sample]) -> None:

@@ -8,7 +8,14 @@ size of the images in it.
 from __future__ import annotations
 
 from vitspec.config import ViTConfig
-from vitspec.testing.families.family import KINK_MARGIN, DrawnCase, Family, nearest_gap, off_kinks
+from vitspec.testing.families.family import (
+    KINK_MARGIN,
+    ORIENTATIONS,
+    DrawnCase,
+    Family,
+    nearest_gap,
+    off_kinks,
+)
 from vitspec.testing.families.lean import MODELS, Case, LeanFamily
 from vitspec.testing.families.practical import PracticalFamily, VisionTransformerCase
 from vitspec.vision_transformer_config import VisionTransformerConfig
@@ -17,6 +24,7 @@ __all__ = [
     "FAMILIES",
     "KINK_MARGIN",
     "MODELS",
+    "ORIENTATIONS",
     "AnyCase",
     "Case",
     "Config",

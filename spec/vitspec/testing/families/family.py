@@ -24,6 +24,10 @@ FULL_SIZE_IMAGE = (3, 224, 224)
 SMOKE_IMAGE = (2, 4, 6)
 """(C, H, W) of the photograph, and of the first images that an implementation is given."""
 
+ORIENTATIONS = {"tall": (8, 2), "wide": (2, 8), "square": (4, 4)}
+"""Rows and columns of positions. All have as many, which code that takes the root of their number
+for both cannot tell apart."""
+
 KINK_MARGIN = 1e-3
 """How far from 0 `Family.away_from_kinks` keeps the inputs of the ReLUs."""
 
@@ -160,8 +164,22 @@ class Family(ABC):
     def tiled_case(self, rng: np.random.Generator) -> Any:
         """A small random case whose patches tile the image, so that they can be moved."""
 
-    def interpolated_case(self, rng: np.random.Generator) -> Any:
-        """A small random case with images of another size, where positions are interpolated."""
+    @abstractmethod
+    def ordinary_case(self, rng: np.random.Generator, wanted: Mapping[str, Any]) -> Any:
+        """A small random case of ordinary numbers, with one image and, if nobody wants more, layer.
+
+        Args:
+            rng: what it is drawn from.
+            wanted: values of fields, as far as its configuration has them.
+        """
+
+    def interpolated_case(self, rng: np.random.Generator, orientation: str = "") -> Any:
+        """A small random case with images of another size, where positions are interpolated.
+
+        Args:
+            rng: what it is drawn from.
+            orientation: of the grid of positions: one of `ORIENTATIONS`, or any.
+        """
         raise NotImplementedError(f"the positions of {self.name} are of one size")
 
     def telling_interpolated_case(self) -> Any:

@@ -196,6 +196,13 @@ class LeanFamily(Family):
         height, width = side * (rows + 1), side * columns
         return replace(case, config=config, height=height, width=width, batch=2, scale=1.0)
 
+    def ordinary_case(self, rng: np.random.Generator, wanted: Mapping[str, Any]) -> Case:
+        """The encoder's input is of scale 1."""
+        case = self.random_case(rng)
+        wanted = {n: v for n, v in wanted.items() if hasattr(case.config, n)}
+        config = replace(case.config, **{"num_layers": 1, **wanted})
+        return replace(case, config=config, scale=1.0, batch=1)
+
     def with_config(self, case: Case, config: ViTConfig) -> Case:
         """On an image of a few patches."""
         height, width = config.patch_h + config.stride, config.patch_w + 2 * config.stride

@@ -27,7 +27,7 @@ from vitspec.models.block import Setting, block_trace
 from vitspec.models.conditions import PLAIN, Conditions
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.models.vision_transformer_parameters import parameter_shapes
-from vitspec.testing.families.family import DrawnCase, Family, Shape
+from vitspec.testing.families.family import ORIENTATIONS, DrawnCase, Family, Shape
 from vitspec.typing import Array
 from vitspec.vision_transformer_config import Activation, VisionTransformerConfig
 
@@ -262,18 +262,29 @@ class PracticalFamily(Family):
         config = replace(c, image_h=c.patch_h * (rows + 1), image_w=c.patch_w * columns)
         return replace(case, config=config, batch=2)
 
-    def interpolated_case(self, rng: np.random.Generator) -> VisionTransformerCase:
+    def ordinary_case(
+        self, rng: np.random.Generator, wanted: Mapping[str, Any]
+    ) -> VisionTransformerCase:
+        """With `normal` values."""
+        case = self.random_case(rng)
+        config = replace(case.config, **{"num_layers": 1, **wanted})
+        return replace(case, config=config, values="normal", batch=1)
+
+    def interpolated_case(
+        self, rng: np.random.Generator, orientation: str = ""
+    ) -> VisionTransformerCase:
         """More patches, fewer, or both, than the configuration has.
 
-        The configuration has two to four rows of patches and two to four columns; in half of the
-        cases patches and grid are square, for some libraries take no other. The images have one to
-        six rows and columns.
+        Unless an orientation is asked for, the configuration has two to four rows of patches and
+        two to four columns; in half of the cases patches and grid are square, for some libraries
+        take no other. The images have one to six rows and columns.
         """
         case = self.random_case(rng)
         c = case.config
         rows, columns = (int(n) for n in rng.integers(2, 5, size=2))
         if rng.integers(2):
             c, columns = replace(c, patch_w=c.patch_h), rows
+        rows, columns = ORIENTATIONS.get(orientation, (rows, columns))
         grid = rows, columns
         while grid == (rows, columns):
             grid = int(rng.integers(1, 7)), int(rng.integers(1, 7))

@@ -16,7 +16,7 @@ import numpy as np
 
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.reference import Flat, Point
-from vitspec.testing.trial import Trial
+from vitspec.testing.trial import LAW_FACTOR, Trial
 from vitspec.typing import Array
 
 NEIGHBOURS = 3
@@ -36,6 +36,7 @@ class Evaluation(Trial):
     Attributes:
         values: the results in float64: `logits`, the gradients by parameter, and `image`.
         noise: for each result, how far rounding moves its entries.
+        nearby: likewise by the neighbours alone.
         again: the results of a second run.
     """
 
@@ -45,16 +46,21 @@ class Evaluation(Trial):
         super().__init__(subject, point.rounded(subject.precision), rng)
         self.values = {name: leaf.astype(np.float64) for name, leaf in self.found.items()}
         self.again = self.evaluate(self.point)
-        spread = {name: np.abs(self.again[name] - leaf) for name, leaf in self.values.items()}
+        spread = {name: np.zeros_like(leaf) for name, leaf in self.values.items()}
         for _ in range(NEIGHBOURS):
             near = self._neighbour(rng)
             for name, leaf in self.values.items():
                 spread[name] = np.maximum(spread[name], np.abs(near[name] - leaf))
+        self.nearby = {name: _with_typical(leaf) for name, leaf in spread.items()}
+        for name, leaf in self.values.items():
+            spread[name] = np.maximum(spread[name], np.abs(self.again[name] - leaf))
         # An entry may stand still by chance, so its tensor's root mean square is its least noise.
-        self.noise = {
-            name: leaf + np.sqrt(np.mean(leaf**2)) if leaf.size else leaf
-            for name, leaf in spread.items()
-        }
+        self.noise = {name: _with_typical(leaf) for name, leaf in spread.items()}
+
+    def repeats_to_rounding(self, name: str) -> bool:
+        """Whether two runs differ no more in a result than rounding at neighbours explains."""
+        apart = np.abs(self.again[name] - self.values[name])
+        return bool(np.all(apart <= LAW_FACTOR * self.nearby[name]))
 
     def forward(self, point: Point) -> Array:
         """The output at another point."""
@@ -84,3 +90,8 @@ class Evaluation(Trial):
         images, cotangent = nudged(point.images), a * point.cotangent.astype(np.float64)
         found = self.evaluate(replace(point, params=params, images=images, cotangent=cotangent))
         return {n: x if n == "logits" else x.astype(np.float64) / a for n, x in found.items()}
+
+
+def _with_typical(spread: Array) -> Array:
+    """How far each entry moved, plus how far its tensor's entries do by root mean square."""
+    return spread + np.sqrt(np.mean(spread**2)) if spread.size else spread

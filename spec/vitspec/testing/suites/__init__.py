@@ -4,6 +4,7 @@
     cases           small random configurations
     laws            what must hold of the implementation's own results
     interpolation   images of another size than the configuration's
+    degenerate      points where code breaks: constant rows, blank images, extreme scores
     vectors         the shipped test vectors
     ill_formed      what must be refused
     identities      what needs no specification
@@ -14,6 +15,7 @@ A new kind of check is a file here and a line below; `docs/how-the-kit-decides.m
 from __future__ import annotations
 
 from vitspec.testing.suites.cases import Cases
+from vitspec.testing.suites.degenerate import Degenerate
 from vitspec.testing.suites.identities import Identities
 from vitspec.testing.suites.ill_formed import IllFormed
 from vitspec.testing.suites.interpolation import Interpolation
@@ -27,7 +29,8 @@ __all__ = ["LAWS", "SUITES", "Suite"]
 SUITES: dict[str, Suite] = {
     one.name: one
     for one in (
-        Photograph(), Vectors(), Laws(), Identities(), Interpolation(), Cases(), IllFormed(),
+        Photograph(), Vectors(), Laws(), Identities(), Interpolation(), Degenerate(), Cases(),
+        IllFormed(),
     )
 }  # fmt: skip
 """Every suite by its name, those with the longest units first."""

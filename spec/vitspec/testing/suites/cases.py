@@ -16,6 +16,6 @@ class Cases(Numbered):
     checks = tests = AGAINST_THE_TRUTH
     batch, rank = 5, 1
 
-    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
+    def draw(self, family: Family, rng: np.random.Generator, index: int) -> AnyCase:
         """A small case; between them the cases have every option."""
         return family.random_case(rng)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.families import AnyCase, Family
+from vitspec.testing.families import ORIENTATIONS, AnyCase, Family
 from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
@@ -24,9 +24,10 @@ class Interpolation(Numbered):
     batch, rank = 5, 2
     stream = (2,)
 
-    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
-        """More patches, fewer, or both."""
-        return family.interpolated_case(rng)
+    def draw(self, family: Family, rng: np.random.Generator, index: int) -> AnyCase:
+        """More patches, fewer, or both; the first cases have one orientation of the grid each."""
+        orientation = dict(enumerate(ORIENTATIONS)).get(index, "")
+        return family.interpolated_case(rng, orientation)
 
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
         """Against the truth, if the family and the implementation interpolate."""

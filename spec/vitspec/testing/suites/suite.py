@@ -98,8 +98,8 @@ class Numbered(Suite):
     stream: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
-    def draw(self, family: Family, rng: np.random.Generator) -> AnyCase:
-        """Draw one small case."""
+    def draw(self, family: Family, rng: np.random.Generator, index: int) -> AnyCase:
+        """Draw the small case of this number."""
 
     def units(self, settings: Settings) -> Iterable[Index]:
         """As many cases as are asked for."""
@@ -131,7 +131,7 @@ class Numbered(Suite):
             return self.why_unsupported(subject, case.config, case.image_shape[1:])
 
         def draw(rng: np.random.Generator) -> AnyCase:
-            return self.draw(family, rng)
+            return self.draw(family, rng, index)
 
         if settings.config is None:
             case = supported_case(subject, draw, numbers, why_not)

@@ -26,7 +26,7 @@ NO_HIDDEN_LAYER = Deviation(
 ORDINARY = (NEGATIVE_EPSILON, NO_HIDDEN_LAYER)
 
 _NORMS_OF_PATCHES = Deviation(
-    ("forward", "vjp"),
+    ("forward", "vjp", "degenerate.*"),
     "choice",
     "patches are normalised before and after their product with the kernel",
 )
