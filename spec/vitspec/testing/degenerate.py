@@ -31,6 +31,8 @@ LARGE, VERY_LARGE = 12.0, 64.0
 """Inputs of activations. The first are over 6, where ReLU6 ends, and so large that a tanh made of
 exponentials overflows in float32; the second so that the sigmoid of the quick GELU, exp(1.702 x) /
 (1 + exp(1.702 x)), does."""
+SPREAD = 2.0
+"""How far the tokens' inputs may be from the first one's."""
 ALWAYS = {"activation": "relu"}
 """What a configuration without such a field has: the Lean mirror's."""
 SMALL = 2.0**-20
@@ -194,7 +196,10 @@ def _attention_input(point: Point) -> Array:
 
 
 def large_inputs(point: Point, rng: np.random.Generator) -> Point:
-    """Every hidden feature of every layer is over 6 for some token, or under -6."""
+    """Hidden features are over 6 for every token, or under -6, in turns; in every layer.
+
+    None is in between, where a GELU has few digits: for all of its tokens it would have no others.
+    """
     family, params = FAMILIES[point.spec], dict(point.params)
     activation = getattr(point.config, "activation", ALWAYS["activation"])
     largest = VERY_LARGE if activation == "quick_gelu" else LARGE
@@ -202,13 +207,14 @@ def large_inputs(point: Point, rng: np.random.Generator) -> Point:
     for i in range(point.config.num_layers):
         layer = point.model(params).encoder.layers[i]
         hidden = np.concatenate([family.layer_trace(layer, x).ffn.hidden for x in sequences])
-        extreme = np.take_along_axis(hidden, np.abs(hidden).argmax(0)[None], axis=0)[0]
-        # The first feature's extreme becomes positive, the second's negative, and so on.
-        sign = np.where(np.arange(len(extreme)) % 2, -1.0, 1.0)
-        factor = sign * rng.uniform(0.75, 1, len(extreme)) * largest / extreme
+        spread = np.abs(hidden - hidden[0]).max(axis=0)
+        factor = SPREAD / np.maximum(spread, SPREAD)
+        sign = np.where(np.arange(len(factor)) % 2, -1.0, 1.0)
+        target = sign * rng.uniform(0.95, 1, len(factor)) * largest
         w1, b1, w2 = _layer(i, "ffn.w1", "ffn.b1", "ffn.w2")
-        params[w1], params[b1] = params[w1] * factor, params[b1] * factor
-        params[w2] = params[w2] / np.abs(factor)[:, None]
+        params[w1] = params[w1] * factor
+        params[b1] = target - factor * (hidden[0] - params[b1])
+        params[w2] = params[w2] / np.abs(target)[:, None]
         layer = point.model(params).encoder.layers[i]
         sequences = [family.layer_trace(layer, x).output for x in sequences]
     return replace(point, params=params)
