@@ -8,10 +8,11 @@ The first measures what the results lack, keeps what is done after each function
 left. The second writes the tables of docs/primitives.md and the constants of
 `vitspec.testing.primitives` from the results.
 
-float32: every argument in the binades between 2^-10 and 2^5 (2^7 for exp; 2^-2 and 2^2 for roots
-and reciprocals, which repeat), of both signs, and every 127th of all others; bfloat16 and float16:
-all; float64: 100,000 drawn ones, of all sizes, against balls of python-flint. Sums and products are
-drawn. Needs what `vitspec[dev,interop]` installs; what is not installed is left out.
+float32: every 127th argument; then, where the largest error comes near that of all environments
+(everywhere with --everyone), every one in the binades between 2^-10 and 2^5 (2^7 for exp; 2^-2 and
+2^2 for roots and reciprocals, which repeat). bfloat16 and float16: all arguments. float64: 100,000
+drawn ones, of all sizes, against balls of python-flint. Sums and products are of drawn numbers.
+Needs what `vitspec[dev,interop]` installs; what is not installed is left out.
 """
 
 from __future__ import annotations
@@ -26,16 +27,13 @@ from pathlib import Path
 
 from primitives_libraries import ENVIRONMENTS, installed, versions
 from primitives_rows import OPERATIONS
-from primitives_run import Children, U, UnableError
+from primitives_run import NEAR, Children, U, UnableError
 from primitives_table import write_page
 from primitives_truth import ONE_ARGUMENT
 
 RESULTS = Path(__file__).parent / "results" / "primitives.json"
 SAMPLE = 65_521
 SCREEN = 127
-NEAR = 0.75
-"""An environment whose largest error on every 127th argument is a smaller share of the largest of
-all is not tried on all: it could not set the constant."""
 LENGTHS = (16, 64, 197, 256, 768, 1024, 3072, 4096)
 
 
@@ -45,12 +43,21 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else empty
 
 
+def text(value, depth):
+    """JSON with a line for each environment."""
+    if depth == 0 or not isinstance(value, dict):
+        return json.dumps(value)
+    indent = " " * (5 - depth)
+    lines = [f"{indent}{json.dumps(k)}: {text(v, depth - 1)}" for k, v in sorted(value.items())]
+    return "{\n" + ",\n".join(lines) + "\n" + indent[:-1] + "}" if lines else "{}"
+
+
 def write(path, results):
     """Keep the results; whoever is interrupted keeps the ones before."""
     path.parent.mkdir(exist_ok=True)
     results["versions"] = versions()
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.write_text(text(results, 4) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 

@@ -6,13 +6,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+from primitives_run import NEAR
 from primitives_truth import ONE_ARGUMENT
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "primitives.md"
 MODULE = ROOT / "spec" / "vitspec" / "testing" / "primitives.py"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-BEGIN, END = "_TABLE = {", "}\n"
+BEGIN, END = "_TABLE: Mapping[str, tuple[float, float, float, float]] = {", "}\n"
+CONSTANT_OF = {"divide": "divide", "dot": "dot"} | dict.fromkeys(
+    ["sum", "sum_first", "mean"], "sum"
+)
 SUMMED_WIDER = ("bfloat16", "float16")
 EXTREME = 1e5
 """A larger error of the value itself is written as "all": no digit of it is left."""
@@ -40,20 +44,21 @@ def _up(c: float) -> float:
 
 
 def _rows(results: Results, dtype: str) -> dict[str, float]:
-    """Operations on rows; sums and products in units of the root of n, or of n if all are equal.
+    """Of quotients, sums and products; what is made of these has no constant of its own.
 
-    Not in 16 bits, where all libraries accumulate in float32 and round once at the end.
+    Sums and products are in units of the root of n, or of n if all terms are equal; but not in 16
+    bits, where all libraries accumulate in float32 and round once at the end.
     """
     found: dict[str, float] = {}
     for (operation, n, equal), (c, _) in worst_of_rows(results, dtype).items():
-        summed = operation in ("sum", "sum_first", "mean", "dot")
-        name = "sum" if operation in ("sum_first", "mean") else operation
-        if summed and equal:
-            name, c = f"{name}_of_equal", c if dtype in SUMMED_WIDER else c / n
-        elif summed and dtype not in SUMMED_WIDER:
-            c /= math.sqrt(n)
+        if operation not in CONSTANT_OF:
+            continue
+        name = CONSTANT_OF[operation]
+        if name != "divide":
+            grows = 1 if dtype in SUMMED_WIDER else n if equal else math.sqrt(n)
+            name, c = f"{name}_of_equal" if equal else name, c / grows
         found[name] = max(found.get(name, 0.0), c)
-    return found
+    return dict(sorted(found.items()))
 
 
 def worst_of_rows(results: Results, dtype: str) -> dict[tuple[str, int, bool], tuple[float, str]]:
@@ -111,12 +116,23 @@ def tables(results: Results) -> dict[str, str]:
 
 def _constants(results: Results) -> str:
     found = constants(results)
-    lines = ["| primitive | scale | " + " | ".join(DTYPES) + " |", "| --- | --- |" + " ---: |" * 4]
+    heads = [*DTYPES, "float32 tried"]
+    lines = ["| primitive | scale | " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * 5]
     for name, primitive in ONE_ARGUMENT.items():
+        if name not in found:
+            continue
         scale = primitive.scale.replace("|", "\\|")
-        cells = [f"{found[name][d]}" if d in found.get(name, {}) else "" for d in DTYPES]
+        cells = [f"{found[name].get(dtype, '')}" for dtype in DTYPES]
+        cells.append(_tried(results["functions"]["float32"][name]))
         lines.append(f"| {name} | {scale} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _tried(environments: Results) -> str:
+    """On which arguments those were measured that could have set the constant."""
+    worst = max(e["scale"][0] for e in environments.values())
+    stride = max(e["stride"] for e in environments.values() if e["scale"][0] >= NEAR * worst)
+    return "all" if stride == 1 else f"every {stride}th"
 
 
 def _constants_of_rows(results: Results) -> str:
@@ -147,15 +163,17 @@ def _libraries(results: Results) -> str:
 
 
 def _of_rows(results: Results) -> str:
-    """In float32: the largest error of each operation, by length."""
-    worst = worst_of_rows(results, "float32")
-    lengths = sorted({n for _, n, _ in worst})
-    lines = ["| operation | terms | " + " | ".join(map(str, lengths)) + " | library |"]
-    lines.append("| --- | --- |" + " ---: |" * len(lengths) + " --- |")
-    for operation, equal in sorted({(o, equal) for o, _, equal in worst}):
-        some = [worst[operation, n, equal] for n in lengths if (operation, n, equal) in worst]
-        cells = [f"{c:.1f}" for c, _ in some]
-        where = max(some)[1]
-        kind = "equal" if equal else "drawn"
-        lines.append(f"| {operation} | {kind} | " + " | ".join(cells) + f" | {where} |")
+    """In float64 and float32: the largest error of each operation, by length."""
+    lengths = sorted({n for _, n, _ in worst_of_rows(results, "float32")})
+    lines = ["| precision | operation | terms | " + " | ".join(map(str, lengths)) + " | library |"]
+    lines.append("| --- | --- | --- |" + " ---: |" * len(lengths) + " --- |")
+    for dtype in ("float64", "float32"):
+        worst = worst_of_rows(results, dtype)
+        for operation, equal in sorted({(o, equal) for o, _, equal in worst}):
+            if equal and operation not in ("dot", "sum", "sum_first"):
+                continue  # nothing new
+            some = [worst[operation, n, equal] for n in lengths]
+            cells = " | ".join(f"{c:.1f}" for c, _ in some)
+            kind = "equal" if equal else "drawn"
+            lines.append(f"| {dtype} | {operation} | {kind} | {cells} | {max(some)[1]} |")
     return "\n".join(lines)
