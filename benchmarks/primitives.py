@@ -81,24 +81,25 @@ def lacking(known, environments, stride, only_near):
 
 def measure_functions(args, dtype, results, children, stride, only_near):
     """Measure what is lacking of the functions of one number; keep each when it is done."""
+    todo = {}
     for name, primitive in ONE_ARGUMENT.items():
-        if args.only and name not in args.only:
-            continue
         function = primitive.function or name
         able = [e for e, child in children.each.items() if function in child.names]
-        kept = results["functions"].setdefault(dtype, {}).setdefault(name, {})
-        todo = lacking(kept, able, stride, only_near)
-        if not todo:
-            continue
+        kept = results["functions"].get(dtype, {}).get(name, {})
+        if not args.only or name in args.only:
+            todo[name] = lacking(kept, able, stride, only_near)
+    todo = {name: environments for name, environments in todo.items() if environments}
+    for left, name in zip(reversed(range(len(todo))), todo, strict=True):
         start = time.perf_counter()
-        done = children.measure(name, todo, stride)
+        done = children.measure(name, todo[name], stride)
+        kept = results["functions"].setdefault(dtype, {}).setdefault(name, {})
         for e, found in done["found"].items():
             kept[e] = {"stride": stride, "arguments": done["arguments"], **found}
         write(args.results, results)
-        worst = max(found["scale"][0] for found in done["found"].values())
+        worst = max((found["scale"][0] for found in done["found"].values()), default=0)
         seconds = time.perf_counter() - start
-        print(f"{dtype} {name}: {worst:.2f} u in {len(todo)} environments, "
-              f"{done['arguments']:,} arguments, {seconds:.0f} s", flush=True)  # fmt: skip
+        print(f"{dtype} {name}: {worst:.2f} u in {len(todo[name])} environments, {seconds:.0f} s, "
+              f"{done['arguments']:,} arguments; {left} functions left", flush=True)  # fmt: skip
 
 
 def measure_rows(args, dtype, results, children):
