@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vitspec.testing.adapter_errors import AdapterError, ProcessEndedError
 from vitspec.testing.families import FAMILIES
 from vitspec.testing.implementations import Subject
 from vitspec.testing.reference import Point
@@ -50,8 +51,10 @@ class IllFormed(Suite):
                 reason = subject.why_unsupported(config)
                 if reason is None:
                     subject.forward(_point(subject, config, image_shape))
-            except Exception as error:  # any error is a refusal; a crash of the process is not
-                reason = type(error.__cause__ or error).__name__
+            except ProcessEndedError:  # a crash of the process is no refusal
+                raise
+            except AdapterError as error:  # any error is
+                reason = error.raised or type(error).__name__
             text = f"refused: {reason}"
             if reason is None:
                 text = f"accepted a configuration with {change}; it must raise an error"

@@ -15,8 +15,9 @@ import numpy as np
 from vitspec.config import ViTConfig
 from vitspec.errors import NotWellFormed
 from vitspec.models.parameters import parameter_shapes
+from vitspec.testing.adapter_errors import AdapterError, ProcessEndedError
 from vitspec.testing.families import MODELS
-from vitspec.testing.implementations import AdapterError, Subject, to_numpy
+from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.testing.report.report import Report
@@ -130,7 +131,7 @@ def _check_model(subject: Subject, vector: Vector) -> Iterator[Result]:
 
 def _check_layer(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[Result]:
     precision, layer = subject.precision, vector.case["layer"]
-    layers = getattr(subject.implementation, "layers", None) or {}
+    layers = subject.description.layers
     if layer not in layers:
         if layers or asked_for:
             yield _result(vector, LAYER, "skipped", f"it exposes no layer {layer!r}")
@@ -142,9 +143,7 @@ def _check_layer(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[
     for name, x in vector.inputs.items():
         arguments[name] = x > 0 if name == MASK else x.astype(precision.carrier)
         arguments[name].setflags(write=False)
-    with subject.guarded(f"layers[{layer!r}]", vector.place):
-        returned = layers[layer](**arguments, **vector.case["settings"])
-        found = {str(name): to_numpy(x) for name, x in dict(returned).items()}
+    found = subject.layer(layer, arguments, vector.case["settings"])
     dtypes = {name: str(x.dtype) for name, x in found.items()}
     right = {n: x for n, x in found.items() if _is_of(x, precision)}
     if problems := _problems(vector, right, dtypes):
@@ -175,8 +174,10 @@ def _check_ill_formed(subject: Subject, vector: Vector) -> Result:
             with _quiet():
                 subject.forward(point)
             return _result(vector, ILL_FORMED, "failed", f"accepted what breaks {rules}")
-    except Exception as error:  # any error is a refusal; a crash of the process is not
-        refusal = type(error.__cause__ or error).__name__
+    except ProcessEndedError:
+        raise
+    except AdapterError as error:  # any error is a refusal; a crash of the process is not
+        refusal = error.raised or type(error).__name__
     return _result(vector, ILL_FORMED, "passed", f"refused: {refusal}")
 
 
