@@ -103,8 +103,7 @@ class TargetProcess:
                 return
 
     def _ended(self, where: str, hung: bool) -> ProcessEndedError:
-        self._process.join(1)  # its end of the pipe closes before it is gone
-        there = self._process.is_alive()
+        there = not _gone(self._process, 1)  # its end of the pipe closes before it is gone
         how = "it closed its connection" if there else _how(self._process.exitcode)
         self.why_ended = f"{self.target!r} ended its process {where} ({how})"
         if hung:
@@ -235,9 +234,19 @@ def _end(process: Any) -> None:
     if process.pid is None:  # it was never started
         return
     _kill(process)
-    process.join(5)
+    _gone(process, 5)
     if _adopting:
         _end_orphans()
+
+
+def _gone(process: Any, seconds: float) -> bool:
+    """Whether a process ends in time; `join` waits for a pipe that its children have too."""
+    deadline = time.monotonic() + seconds
+    while process.is_alive():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _kill(process: Any) -> None:
