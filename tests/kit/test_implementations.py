@@ -125,8 +125,8 @@ def test_another_function_is_checked_by_its_identities_alone():
     ("name", "code", "message"),
     [
         ("Raises", 3, "out of registers"),
-        ("Crashes", 3, "ended its process on a one-block model"),
-        ("CrashesLater", 3, "it ended its process"),
+        ("Crashes", 3, "ended its process in forward on ViTConfig"),
+        ("CrashesLater", 3, "ended its process in forward on ViTConfig"),
         ("WrongDtype", 3, "expected float32"),
         ("NaNLater", 1, "does not conform"),
         ("ForwardOnly", 0, "forward only"),

@@ -45,13 +45,14 @@ from vitspec.testing.catalogue import (
 from vitspec.testing.catalogue.entries import ALIASES, PRACTICAL_GROUPS
 from vitspec.testing.catalogue.functions import RELU
 from vitspec.testing.catalogue.practical_gradients import DECODER, INTERPOLATION
+from vitspec.testing.description import describe
 from vitspec.testing.diagnosis import diagnose, points
 from vitspec.testing.diagnosis.search import Candidate, Search, mistaken
 from vitspec.testing.families import FAMILIES, VisionTransformerCase
 from vitspec.testing.families.family import SMOKE_IMAGE
 from vitspec.testing.families.practical import NAME, TELLING_CASES, VALUES
 from vitspec.testing.finding import planted_implementation
-from vitspec.testing.implementations import Subject, interface_problems
+from vitspec.testing.implementations import Subject
 from vitspec.testing.laws import PERMUTATIONS, permutations
 from vitspec.testing.precision import (
     PRECISIONS,
@@ -425,7 +426,8 @@ def test_only_what_says_so_is_given_images_of_another_size():
     assert results(SpecImplementation("vit")) == []
     one = spec()
     one.supports_size = "yes"
-    assert list(interface_problems(one)) == ["supports_size: expected a method, or none"]
+    with pytest.raises(AdapterError, match=r"^supports_size: expected a method, or none$"):
+        describe(one)
 
 
 @pytest.mark.parametrize("name", ["positions-antialiased", "interpolation-gradient-resampled"])
@@ -761,7 +763,7 @@ def test_planted_mistakes_are_of_the_first_model_that_shows_them():
     assert planted_implementation("cubic-a-half").spec == NAME
     with pytest.raises(AdapterError, match="no model shows"):
         planted_implementation("pixel-shuffle-channels-last")
-    assert not list(interface_problems(both))
+    assert describe(both).spec == NAME
 
 
 def test_no_two_mistakes_look_the_same_to_a_diagnosis():

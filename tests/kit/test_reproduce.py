@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from vitspec import VisionTransformerConfig, ViTConfig
 from vitspec.cli import app
-from vitspec.testing import Settings, check, parametrize_with_checks, processes
+from vitspec.testing import Settings, Subject, check, parametrize_with_checks, processes
 from vitspec.testing.catalogue import deviation
+from vitspec.testing.finding import find
 from vitspec.testing.reference import SpecImplementation
-from vitspec.testing.report.report import Report
 from vitspec.testing.run import plan
 from vitspec.testing.suites import SUITES
 
@@ -29,6 +29,7 @@ PRACTICAL = "d2l,num_layers=1,image_h=8,image_w=8,patch_h=4,patch_w=4,embed_dim=
 PRACTICAL += ",hidden_dim=6,num_classes=3"
 
 ADAPTERS = """
+from vitspec.testing.finding import find
 from vitspec.testing.reference import SpecImplementation
 
 
@@ -93,6 +94,12 @@ def adapters(tmp_path, monkeypatch):
 def inline(monkeypatch):
     """The processes' work is done in this one: a process takes seconds to start."""
 
+    class Here(Subject):
+        why_ended = ""
+
+        def taken_output(self):
+            return ""
+
     class Pool:
         def submit(self, function, *arguments):
             future = Future()
@@ -104,7 +111,7 @@ def inline(monkeypatch):
         yield Pool()
 
     monkeypatch.setattr(processes, "worker_pool", no_processes)
-    monkeypatch.setattr(processes, "_taken_output", lambda: "")
+    monkeypatch.setattr(processes, "_subject", lambda target, dtype, _: Here(find(target), dtype))
 
 
 def run(command, file):
@@ -204,15 +211,17 @@ def test_what_differs_from_run_to_run(inline, adapters, tmp_path):
     assert_reproduced(report, tmp_path, {"law"})
 
 
-def test_a_crash_runs_all_that_its_process_had_to_run(adapters, tmp_path):
-    """In real processes: nobody knows which of the five cases it was."""
+def test_a_crash_is_of_the_case_that_crashed_and_what_ran_before_it(adapters, tmp_path):
+    """In real processes; the cases after it are said not to have run."""
     command = f"check '{adapters}:Crashes' --no-photograph --no-vectors --cases 5 --laws 0"
     code, report = run([*shlex.split(command), "--no-ill-formed"], tmp_path / "first.json")
     assert code == 3
-    (crash,) = [r for r in report["results"] if r["status"] == "errored"]
-    assert crash["place"] == "case 0 and 4 more"
+    crash, left = [r for r in report["results"] if r["status"] == "errored"]
+    assert (crash["place"], left["place"]) == ("case 1", "case 2 and 2 more")
+    assert "exit code 7" in crash["reason"]
+    assert left["reason"] == f"not run: {crash['reason']}"
     words = shlex.split(crash["reproduce"])[1:]
-    assert words.count("--case") == 5
+    assert words.count("--case") == 2
     code, again = run(words, tmp_path / "again.json")
     assert code == 3
     assert shown(crash) in map(shown, again["results"])
@@ -313,28 +322,6 @@ def test_one_broken_implementation_does_not_keep_the_others_from_being_tested():
     mark = parametrize_with_checks([broken, SpecImplementation("vit")])
     ids = [parameter.id for parameter in mark.args[1]]
     assert {"broken-vjp", f"{SpecImplementation('vit').name}-vjp"} <= set(ids)
-
-
-def test_processes_are_ended_if_a_unit_was_given_up_though_the_last_one_was_done(monkeypatch):
-    progress = [
-        processes.Progress("vit", (), [], trouble="gave no result"),
-        processes.Progress("vit", (), []),
-    ]
-    ended = []
-    monkeypatch.setattr(processes, "worker_pool", lambda workers: nullcontext(NoWork()))
-    monkeypatch.setattr(processes, "_begin_all", lambda *_: None)
-    monkeypatch.setattr(processes, "_as_they_come", lambda *_: progress)
-    monkeypatch.setattr(processes, "terminate", ended.append)
-    reports = {"vit": Report("vit", "vit", "1", "vit", "float32")}
-    assert list(processes.check_targets(reports, Settings(), 1, 1.0)) == progress
-    assert len(ended) == 1
-
-
-class NoWork:
-    """A pool that runs nothing."""
-
-    def submit(self, function, *arguments):
-        return Future()
 
 
 FIXTURE = """

@@ -151,7 +151,7 @@ def test_a_gross_error_needs_no_new_point():
     trial = trial_at(Bent(lambda g, _: 2 * g), CASE)
     assert trial.grades[BENT].confirmation.points == 0
     assert not trial.grades[BENT].conforms
-    assert trial.subject.implementation.calls == 1
+    assert trial.subject._implementation.calls == 1
     assert trial.grades["image"].conforms
 
 
@@ -163,7 +163,7 @@ def test_what_is_not_finite_departs_at_once():
 
     trial = trial_at(Bent(bend), CASE)
     assert not trial.grades[BENT].conforms
-    assert trial.subject.implementation.calls == 1
+    assert trial.subject._implementation.calls == 1
 
 
 def test_the_first_point_is_not_among_those_that_confirm():

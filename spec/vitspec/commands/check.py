@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
@@ -90,7 +90,7 @@ def check(
         float,
         typer.Option(
             min=0.1,
-            help="Seconds without any result after which it is taken to hang.",
+            help="Seconds for one answer, after which it is taken to hang.",
             rich_help_panel=HOW,
         ),
     ] = 300.0,
@@ -131,7 +131,8 @@ def check(
         declaration = load(declared) if declared else None
         reports = _run(targets or names(), settings, timeout)
         if declaration is not None:
-            reports = [apply(declaration, one, _diagnosis_of, settings.whole) for one in reports]
+            diagnosis = partial(_diagnosis_of, timeout)
+            reports = [apply(declaration, one, diagnosis, settings.whole) for one in reports]
     except DeclarationError as error:
         fail(USAGE, str(error))
     except AdapterError as error:
@@ -147,18 +148,17 @@ def check(
     raise typer.Exit(MISMATCH if MISMATCH in codes else max(codes))
 
 
-def _diagnosis_of(report: Report, result: Result) -> str | None:
+def _diagnosis_of(timeout: float, report: Report, result: Result) -> str | None:
     """The mistake that an implementation's numbers look like, for declarations that expect one."""
     del result  # a diagnosis is of the implementation, at points of its own
-    return _diagnosis(report.target, report.dtype, report.seed)
+    return _diagnosis(report.target, report.dtype, report.seed, timeout)
 
 
 @cache
-def _diagnosis(target: str, dtype: str, seed: int) -> str | None:
-    from vitspec.testing.diagnosis import expected_by_name
-    from vitspec.testing.finding import find
+def _diagnosis(target: str, dtype: str, seed: int, timeout: float) -> str | None:
+    from vitspec.testing.processes import diagnose_target
 
-    return expected_by_name(find(target), dtype=dtype, seed=seed)
+    return diagnose_target(target, dtype, seed, timeout).name
 
 
 def _config(text: str | None) -> Any:
@@ -174,21 +174,16 @@ def _config(text: str | None) -> Any:
 
 
 def _run(targets: list[str], settings: Settings, timeout: float) -> list[Report]:
-    from vitspec.testing.finding import find
-    from vitspec.testing.implementations import Subject
-    from vitspec.testing.processes import check_targets
-    from vitspec.testing.run import new_report, plan, shown_order
+    from vitspec.testing.processes import begin_targets, check_targets, worker_pool
+    from vitspec.testing.run import plan, shown_order
 
     if not targets:
         fail(BROKEN, "no implementation is installed; for ours: pip install 'vitspec[fast]'")
-    reports = {
-        target: new_report(Subject(find(target), settings.dtype), settings, target)
-        for target in dict.fromkeys(targets)
-    }
-    planned = len(plan(settings)) * len(reports)
-    with progress() as display:
-        task = display.add_task("checking", total=planned)
-        for done in check_targets(reports, settings, min(cores(), 8), timeout):
+    with progress() as display, worker_pool(min(cores(), 8)) as pool:
+        task = display.add_task("checking", total=None)
+        reports = begin_targets(pool, targets, settings, timeout)
+        display.update(task, total=len(plan(settings)) * len(reports))
+        for done in check_targets(pool, reports, settings, timeout):
             display.update(task, advance=len(done.places), description=f"checking {done.target}")
     for one in reports.values():
         one.results.sort(key=shown_order)

@@ -30,6 +30,10 @@ def diagnose(
         str | None, typer.Option(help="The precision, if the implementation has several.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="What everything is drawn from.")] = 0,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds for one answer, after which it is taken to hang."),
+    ] = 300.0,
     json: Annotated[Path | None, typer.Option(help="Write the diagnosis to this file.")] = None,
 ) -> None:
     """Name the known mistakes that an implementation's numbers look like, nearest first.
@@ -38,17 +42,16 @@ def diagnose(
     """
     require_writable("--json", json)
     try:
-        from vitspec.testing.diagnosis import diagnose as run
+        from vitspec.testing.adapter_errors import AdapterError
         from vitspec.testing.diagnosis import diagnosis_tables
-        from vitspec.testing.finding import find
-        from vitspec.testing.implementations import AdapterError
+        from vitspec.testing.processes import diagnose_target
         from vitspec.testing.report import write_json
     except ImportError as error:
         fail(BROKEN, f"{error}; this needs: python -m pip install 'vitspec[testing]'")
     try:
         with progress() as display:
             display.add_task(f"diagnosing {target}", total=None)
-            found = run(find(target), dtype=dtype, seed=seed)
+            found = diagnose_target(target, dtype, seed, timeout)
     except AdapterError as error:
         fail(BROKEN, str(error))
     for table in diagnosis_tables(found):

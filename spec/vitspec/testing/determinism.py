@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitspec.testing.implementations import TO_ROUNDING
+from vitspec.testing.description import TO_ROUNDING
 from vitspec.testing.laws import changed_between_runs
 from vitspec.testing.reference import Flat, Point
 from vitspec.testing.tolerance import Grade, worst

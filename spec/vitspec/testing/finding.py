@@ -9,10 +9,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from vitspec.testing.adapter_errors import AdapterError, raised
 from vitspec.testing.adapters.peers.registry import PEERS, MissingPeerError, load_peer
 from vitspec.testing.catalogue import deviation
+from vitspec.testing.description import describe
 from vitspec.testing.families import FAMILIES
-from vitspec.testing.implementations import AdapterError, interface_problems
 from vitspec.testing.reference import SpecImplementation
 
 GROUP = "vitspec.implementations"
@@ -57,13 +58,17 @@ def find(target: str) -> Any:
             found = found()
     except AdapterError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise AdapterError(
-            f"the implementation {target!r} does not load: {type(error).__name__}: {error}; "
+            f"the implementation {target!r} does not load: {raised(error)}; "
             "is all that it needs installed? For vitfast: python -m pip install 'vitspec[fast]'"
         ) from error
-    if problems := list(interface_problems(found)):
-        raise AdapterError(f"the implementation {target!r}: " + "; ".join(problems))
+    try:
+        describe(found)
+    except AdapterError as error:
+        raise AdapterError(f"the implementation {target!r}: {error}", error.raised) from error
     return found
 
 

@@ -24,10 +24,10 @@ An implementation is any object with
   Without it, or with "exactly", the same inputs must give the same bits.
 
 `params` is a flat dictionary, as `ViTSpec.to_flat()` makes it. All arrays that an implementation is
-given are NumPy's and read-only: float64 for float64, float32 for the others, with numbers that its
-precision can hold. They need not be contiguous, but have no negative strides. What it returns may
-be any array that `np.asarray` takes, of that very type for float64 and float32, of any float type
-for the others.
+given are copies, NumPy's and read-only: float64 for float64, float32 for the others, with numbers
+that its precision can hold. They need not be contiguous, but have no negative strides. One that
+writes into them all the same is refused. What it returns may be any array that `np.asarray` takes,
+of that very type for float64 and float32, of any float type for the others; it is copied at once.
 
 Packages announce implementations in the entry-point group `vitspec.implementations`
 (`vitspec.testing.finding`).
@@ -35,21 +35,21 @@ Packages announce implementations in the entry-point group `vitspec.implementati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from copy import copy
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from vitspec.testing.adapter_errors import AdapterError as AdapterError
+from vitspec.testing.adapter_errors import guarded, shown
+from vitspec.testing.arrays import given, is_float, is_real, to_numpy, written_into
+from vitspec.testing.description import Description, describe
 from vitspec.testing.families import FAMILIES, Config, Family
 from vitspec.testing.layouts import laid_out
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
-
-EXACTLY, TO_ROUNDING = "exactly", "to rounding"
-"""How an implementation may say that it repeats."""
 
 
 class Implementation(Protocol):
@@ -69,59 +69,20 @@ class Implementation(Protocol):
         """The cotangents of the parameters by flat name, summed over the batch, and the images'."""
 
 
-class AdapterError(RuntimeError):
-    """The implementation did not do what an implementation must; it was not graded."""
-
-
-def interface_problems(implementation: Any) -> Iterator[str]:
-    """What is missing of the attributes and methods that an implementation must have."""
-    known = (*FAMILIES, "other")
-    if (spec := getattr(implementation, "spec", None)) not in known:
-        yield f"spec: expected one of {', '.join(known)}, got {spec!r}"
-    dtypes = dtypes_of(implementation)
-    if not dtypes or not all(isinstance(d, str) and d in PRECISIONS for d in dtypes):
-        got = getattr(implementation, "dtype", None)
-        yield f"dtype: expected one of {', '.join(PRECISIONS)}, got {got!r}"
-    elif len(dtypes) > 1 and not all(PRECISIONS[d].own_type for d in dtypes):
-        yield f"dtype: only float64 and float32 can share an object, got {dtypes!r}"
-    for attribute in ("name", "version"):
-        if not isinstance(value := getattr(implementation, attribute, None), str):
-            yield f"{attribute}: expected a string, got {value!r}"
-    if not callable(getattr(implementation, "forward", None)):
-        yield "forward: expected a method"
-    if (repeats := getattr(implementation, "repeats", EXACTLY)) not in (EXACTLY, TO_ROUNDING):
-        yield f"repeats: expected {EXACTLY!r} or {TO_ROUNDING!r}, got {repeats!r}"
-    for method in ("vjp", "supports", "closest", "supports_size"):
-        value = getattr(implementation, method, None)
-        if value is not None and not callable(value):
-            yield f"{method}: expected a method, or none"
-
-
-def dtypes_of(implementation: Any) -> tuple[Any, ...]:
-    """The precisions that it names, the default first."""
-    dtype = getattr(implementation, "dtype", None)
-    return dtype if isinstance(dtype, tuple) else (dtype,)
-
-
-def takes_other_sizes(implementation: Any) -> bool:
-    """Whether it says that it takes images of another size than its configuration's."""
-    family = FAMILIES.get(getattr(implementation, "spec", ""))
-    says_so = getattr(implementation, "supports_size", None) is not None
-    return family is not None and family.interpolates and says_so
-
-
 class Subject:
-    """An implementation in one precision: the kit calls its `forward` and `vjp` here alone.
+    """An implementation in one precision: the kit calls its methods here alone.
 
     Its logits and gradients are NumPy's, of the names, shapes and types that they must have;
-    whatever it raises is an `AdapterError` that says where.
+    whatever it raises is an `AdapterError` that says where. It is given copies, and what it returns
+    is copied at once.
 
     Args:
         implementation: the user's object.
         dtype: the precision to check in; None for the implementation's default.
 
     Attributes:
-        implementation, name, version, spec: the object, and what it says of itself.
+        description: what it says of itself.
+        name, version, spec: of the description.
         precision: what it is checked in.
         has_vjp: whether it has gradients.
         repeats: whether it says that it repeats exactly, or to rounding.
@@ -131,17 +92,19 @@ class Subject:
     """
 
     def __init__(self, implementation: Any, dtype: str | None = None) -> None:
-        if problems := list(interface_problems(implementation)):
-            raise AdapterError("; ".join(problems))
-        self.implementation = implementation
-        self.name, self.version = implementation.name, implementation.version
-        self.spec = implementation.spec
-        known = dtypes_of(implementation)
+        self._implementation = implementation
+        self._take(describe(implementation), dtype)
+
+    def _take(self, description: Description, dtype: str | None) -> None:
+        """Be the subject of this description."""
+        self.description = description
+        self.name, self.version, self.spec = description.name, description.version, description.spec
+        known = description.dtypes
         if dtype is not None and dtype not in known:
             raise AdapterError(f"{self.name} computes in {', '.join(known)}, not in {dtype}")
         self.precision: Precision = PRECISIONS[dtype or known[0]]
-        self.has_vjp = callable(getattr(implementation, "vjp", None))
-        self.repeats: str = getattr(implementation, "repeats", EXACTLY)
+        self.has_vjp = "vjp" in description.methods
+        self.repeats = description.repeats
 
     @property
     def family(self) -> Family:
@@ -160,46 +123,46 @@ class Subject:
     @property
     def finer_dtypes(self) -> list[str]:
         """Those of its precisions that are finer than this one."""
-        known = dtypes_of(self.implementation)
-        return [d for d in known if PRECISIONS[d].u < self.precision.u]
+        return [d for d in self.description.dtypes if PRECISIONS[d].u < self.precision.u]
 
     # ---- what it can do ------------------------------------------------------------------------
 
     def why_unsupported(self, config: Config) -> str | None:
         """Why the implementation cannot do this configuration; None if it can."""
-        return self._reason("supports", config)
+        return self.reason("supports", config)
 
     @property
     def takes_other_sizes(self) -> bool:
         """Whether it says that it takes images of another size than its configuration's."""
-        return takes_other_sizes(self.implementation)
+        return self.description.takes_other_sizes
 
     def why_size_unsupported(self, config: Config, size: tuple[int, int]) -> str | None:
         """Why it takes no images (H, W) of another size than the configuration's."""
         if not self.takes_other_sizes:
             return "it does not say that it interpolates positions (supports_size)"
-        return self._reason("supports_size", config, *size)
+        return self.reason("supports_size", config, *size)
 
-    def _reason(self, method: str, config: Config, *size: int) -> str | None:
+    def reason(self, method: str, config: Config, *size: int) -> str | None:
         """What a method says that returns None or why not."""
-        if getattr(self.implementation, method, None) is None:
+        if method not in self.description.methods:
             return None
         with self.guarded(method, config):
-            reason = getattr(self.implementation, method)(config, *size)
-        if reason is None or isinstance(reason, str):
-            return reason
-        raise AdapterError(f"{self.name}.{method} must return None or why not, got {reason!r}")
+            said = getattr(self._implementation, method)(copy.copy(config), *size)
+        if said is None:
+            return None
+        if isinstance(said, str):
+            return str.__str__(said)
+        raise AdapterError(f"{self.name}.{method} must return None or why not, got {shown(said)}")
 
     def closest(self, config: Config) -> Config:
         """The nearest configuration that the implementation says it can do; else this one."""
-        method = getattr(self.implementation, "closest", None)
-        if method is None:
+        if "closest" not in self.description.methods:
             return config
         with self.guarded("closest", config):
-            found = method(config)
-        if not isinstance(found, type(config)):
+            found = self._implementation.closest(copy.copy(config))
+        if type(found) is not type(config):
             raise AdapterError(
-                f"{self.name}.closest must return a {type(config).__name__}, got {found!r}"
+                f"{self.name}.closest must return a {type(config).__name__}, got {shown(found)}"
             )
         if not config.violations() and (broken := found.violations()):
             raise AdapterError(
@@ -209,7 +172,7 @@ class Subject:
 
     def without_vjp(self) -> Subject:
         """The same implementation, taken to have a forward only."""
-        other = copy(self)
+        other = copy.copy(self)
         other.has_vjp = False
         return other
 
@@ -219,29 +182,33 @@ class Subject:
         """The logits, and the intermediate values that the implementation exposes.
 
         Raises:
-            AdapterError: it raised, or returned another shape or type.
+            AdapterError: it raised, wrote into what it was given, or returned another shape or
+                type.
         """
-        with self.guarded("forward", point):
-            params, images, _ = _arguments(point)
-            returned = self.implementation.forward(point.config, params, images)
-            # Other frameworks' arrays become NumPy's here: nothing below computes with theirs.
-            if isinstance(returned, Mapping):
-                found = {str(name): to_numpy(value) for name, value in returned.items()}
-            else:
-                found = {"logits": to_numpy(returned)}
-        taps = {name: found.pop(name) for name in found.keys() - {"logits"}}
+
+        def call(config: Any, params: Flat, images: Array, cotangent: Array) -> Flat:
+            returned = self._implementation.forward(config, params, images)
+            return _flat(returned if isinstance(returned, Mapping) else {"logits": returned})
+
+        found = self._called("forward", point, call)
+        taps = {name: found.pop(name) for name in list(found) if name != "logits"}
+        if strange := [f"{n}: {x.dtype}" for n, x in taps.items() if not is_real(x.dtype)]:
+            raise AdapterError(f"{self.name}.forward gave no real numbers: {', '.join(strange)}")
         return self._checked("forward", found, {"logits": point.cotangent.shape}, point) | taps
 
     def vjp(self, point: Point) -> Flat:
         """The cotangents of the images (`image`) and of every parameter.
 
         Raises:
-            AdapterError: it raised, or returned other names, shapes or types.
+            AdapterError: it raised, wrote into what it was given, or returned other names, shapes
+                or types.
         """
-        with self.guarded("vjp", point):
-            d_params, d_images = self.implementation.vjp(point.config, *_arguments(point))
-            found = {str(name): to_numpy(value) for name, value in d_params.items()}
-            found["image"] = to_numpy(d_images)
+
+        def call(config: Any, params: Flat, images: Array, cotangent: Array) -> Flat:
+            d_params, d_images = self._implementation.vjp(config, params, images, cotangent)
+            return _flat(d_params) | {"image": to_numpy(d_images)}
+
+        found = self._called("vjp", point, call)
         expected = {name: array.shape for name, array in point.params.items()}
         return self._checked("vjp", found, {"image": point.images.shape} | expected, point)
 
@@ -249,21 +216,62 @@ class Subject:
         """The logits, the taps, and the cotangents if it has any."""
         return self.forward(point) | (self.vjp(point) if self.has_vjp else {})
 
-    @contextmanager
-    def guarded(self, method: str, where: Any) -> Iterator[None]:
-        """Turn whatever the implementation raises into an `AdapterError` that says where.
+    def layer(self, name: str, arguments: Flat, settings: Mapping[str, Any]) -> Flat:
+        """What a single layer that it offers returns, as it is."""
+        with self.guarded(f"layers[{name!r}]"):
+            own = {argument: given(array) for argument, array in arguments.items()}
+            return _flat(dict(self._implementation.layers[name](**own, **settings)))
 
-        Only `AdapterError` and `KeyboardInterrupt` pass unchanged.
+    def example(self, rng: np.random.Generator) -> tuple[Any, Flat, Array, tuple[int, ...]]:
+        """A point of an implementation of another function: its own `example`.
+
+        Returns:
+            The configuration, parameters and images rounded to the precision, and the shape of the
+            logits there.
         """
-        try:
-            yield
-        except AdapterError:
-            raise
-        except (Exception, SystemExit) as error:
-            text = " ".join(str(error).split())
+        with self.guarded("example"):
+            config, params, images = self._implementation.example(rng)
+            exact = {n: x.astype(np.float64) for n, x in _flat(params).items()}
+            images = to_numpy(images).astype(np.float64)
+        point = Point(self.spec, config, exact, images, np.zeros(())).rounded(self.precision)
+
+        def call(config: Any, params: Flat, images: Array, cotangent: Array) -> Flat:
+            output = self._implementation.forward(config, params, images)
+            return {"logits": to_numpy(output["logits"] if isinstance(output, Mapping) else output)}
+
+        logits = self._called("forward", point, call)["logits"]
+        return config, point.params, point.images, logits.shape
+
+    @property
+    def naming(self) -> Any:
+        """Its own `Naming` of its parameters, or None."""
+        with self.guarded("naming"):
+            return getattr(self._implementation, "naming", None)
+
+    def guarded(self, method: str, where: Any = None) -> guarded:
+        """Turn whatever the implementation raises into an `AdapterError` that says where."""
+        return guarded(f"{self.name}.{method}", where)
+
+    def _called(self, method: str, point: Point, call: Callable[..., Flat]) -> Flat:
+        """What a call with copies of the point's arrays returns, copied.
+
+        Raises:
+            AdapterError: it raised, or wrote into the arrays.
+        """
+        own = {"images": point.images, "cotangent": point.cotangent}
+        params = {n: laid_out(given(array), point.layout) for n, array in point.params.items()}
+        others = {n: laid_out(given(array), point.layout) for n, array in own.items()}
+        with self.guarded(method, point):
+            config = copy.copy(point.config) if self.spec in FAMILIES else point.config
+            found = call(config, dict(params), others["images"], others["cotangent"])
+        if written := written_into(own, others) + written_into(point.params, params):
+            more = f" and {len(written) - 1} more" if len(written) > 1 else ""
             raise AdapterError(
-                f"{self.name}.{method} raised {type(error).__name__} on {where}: {text}"
-            ) from error
+                f"{self.name}.{method} writes into its argument {written[0]}{more}; it must leave "
+                "what it is given as it is, and compute on a copy (in PyTorch torch.tensor copies, "
+                "torch.from_numpy does not)"
+            )
+        return found
 
     def _checked(
         self, method: str, found: Flat, expected: Mapping[str, tuple[int, ...]], point: Point
@@ -281,7 +289,7 @@ class Subject:
         problems += [f"{name}: unexpected name" for name in found.keys() - expected]
         for name in expected.keys() & found.keys():
             got = found[name]
-            right = got.dtype == precision.carrier if exactly else _is_float(got.dtype)
+            right = got.dtype == precision.carrier if exactly else is_float(got.dtype)
             if got.shape != tuple(expected[name]) or not right:
                 problems.append(
                     f"{name}: expected {kind} {tuple(expected[name])}, got {got.dtype} {got.shape}"
@@ -294,22 +302,6 @@ class Subject:
         return {name: found[name].astype(np.float64) for name in expected}
 
 
-def _arguments(point: Point) -> tuple[Flat, Array, Array]:
-    """The parameters, the images and the cotangent, as the point says that they lie in memory."""
-    params = {name: laid_out(array, point.layout) for name, array in point.params.items()}
-    return params, laid_out(point.images, point.layout), laid_out(point.cotangent, point.layout)
-
-
-def to_numpy(value: Any) -> Array:
-    """Any framework's array as NumPy's; one that still records gradients is detached first."""
-    if hasattr(value, "detach"):
-        value = value.detach()
-    if hasattr(value, "cpu"):
-        value = value.cpu()
-    if "bfloat16" in str(getattr(value, "dtype", "")) and hasattr(value, "float"):
-        value = value.float()  # PyTorch's bfloat16 has no NumPy type
-    return np.asarray(value)
-
-
-def _is_float(dtype: Any) -> bool:
-    return np.issubdtype(dtype, np.floating) or "float" in str(dtype)
+def _flat(returned: Mapping[Any, Any]) -> Flat:
+    """Arrays by name, each NumPy's own and nobody else's: nothing below computes with others."""
+    return {str(name): to_numpy(value) for name, value in returned.items()}

@@ -1,12 +1,13 @@
 """Check implementations in processes of their own, by what the command line calls them.
 
 So the command survives an implementation that crashes, hangs, or writes to its standard output,
-and uses all cores.
+and uses all cores. `vitspec.testing.isolation` says which process does what.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -15,19 +16,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from multiprocessing import get_context
+from types import FrameType
 from typing import Any
 
-from vitspec.testing.finding import find
-from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.adapter_errors import AdapterError
+from vitspec.testing.diagnosis.diagnosis import Diagnosis
+from vitspec.testing.isolation import RemoteSubject
+from vitspec.testing.isolation.remote import adopt_orphans
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import Place, Result
-from vitspec.testing.run import again, begin, plan, run_unit
+from vitspec.testing.run import again, begin, new_report, plan, run_unit
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites import SUITES
 
-CRASHED = "ended its process{} (a crash in native code, or out of memory?)"
+JUDGE_ENDED = "a process of the check itself ended; is there not enough memory?"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Progress:
         places: the units that are done, or given up.
         results: theirs.
         output: what the implementation wrote to its standard output meanwhile.
-        trouble: what happened, if an implementation crashed or hangs: the units were given up.
+        trouble: why its process is gone, if it is: the units that were left were given up.
     """
 
     target: str
@@ -49,61 +52,74 @@ class Progress:
     trouble: str = ""
 
 
+def begin_targets(
+    pool: ProcessPoolExecutor, targets: Sequence[str], settings: Settings, timeout: float
+) -> dict[str, Report]:
+    """Try each target on a one-block model.
+
+    Args:
+        pool: of judges.
+        targets: what the command line calls the implementations.
+        settings: what to check.
+        timeout: seconds for one answer of an implementation, after which it is taken to hang.
+
+    Returns:
+        A report for each, without results.
+
+    Raises:
+        AdapterError: one does not even work there.
+    """
+    start = time.monotonic()
+    futures = [pool.submit(_begin, target, settings, timeout) for target in dict.fromkeys(targets)]
+    try:
+        reports = {report.target: report for report in (future.result() for future in futures)}
+    except BrokenProcessPool as error:
+        raise AdapterError(JUDGE_ENDED) from error
+    for report in reports.values():
+        report.seconds = time.monotonic() - start
+    return reports
+
+
 def check_targets(
-    reports: dict[str, Report], settings: Settings, workers: int, timeout: float
+    pool: ProcessPoolExecutor, reports: Mapping[str, Report], settings: Settings, timeout: float
 ) -> Iterator[Progress]:
     """Check implementations, by their targets, in processes; the reports receive the results.
 
     Args:
-        reports: a new report for each target.
+        pool: of judges.
+        reports: what `begin_targets` returned.
         settings: what to check.
-        workers: how many processes.
-        timeout: seconds without any result, after which what runs is taken to hang.
+        timeout: seconds for one answer of an implementation, after which it is taken to hang.
 
     Yields:
         Whatever is done, as it comes.
+    """
+    start = time.monotonic() - max(report.seconds for report in reports.values())
+    own = {t: replace(settings, dtype=report.dtype) for t, report in reports.items()}
+    futures: Futures = {
+        pool.submit(_run_units, target, settings, places, timeout): (target, settings, places)
+        for places in _batches(plan(settings))
+        for target, settings in own.items()
+    }
+    for done in _as_they_come(futures):
+        report = reports[done.target]
+        report.results += done.results
+        report.output += done.output
+        report.seconds = time.monotonic() - start
+        yield done
+
+
+def diagnose_target(target: str, dtype: str | None, seed: int, timeout: float) -> Diagnosis:
+    """Diagnose an implementation in a process of its own.
 
     Raises:
-        AdapterError: an implementation does not even work on a one-block model.
+        AdapterError: there is none, or it does not work at all.
     """
-    start = time.monotonic()
-    with worker_pool(workers) as pool:
-        own = {t: replace(settings, dtype=report.dtype) for t, report in reports.items()}
-        _begin_all(pool, own, timeout)
-        futures = {
-            pool.submit(_run_units, target, settings, places): (target, settings, places)
-            for places in _batches(plan(settings))
-            for target, settings in own.items()
-        }
-        troubled = False
-        for done in _as_they_come(futures, timeout):
-            report = reports[done.target]
-            report.results += done.results
-            report.output += done.output
-            report.seconds = time.monotonic() - start
-            troubled = troubled or bool(done.trouble)
-            yield done
-        if troubled:  # some process may never end
-            terminate(pool)
-
-
-def _begin_all(pool: ProcessPoolExecutor, own: Mapping[str, Settings], timeout: float) -> None:
-    """Try each target with its own settings."""
-    futures = {pool.submit(_begin, target, settings): target for target, settings in own.items()}
-    done, pending = wait(futures, timeout)
-    for future in done:
+    with worker_pool(1) as pool:
         try:
-            future.result()
+            return pool.submit(_diagnose, target, dtype, seed, timeout).result()
         except BrokenProcessPool as error:
-            crashed = CRASHED.format(" on a one-block model")
-            raise AdapterError(f"{futures[future]!r} {crashed}") from error
-    if pending:
-        terminate(pool)
-        hanging = ", ".join(sorted(futures[f] for f in pending))
-        raise AdapterError(
-            f"{hanging} gave no result for {timeout:g} s on a one-block model; "
-            "--timeout gives it longer"
-        )
+            raise AdapterError(JUDGE_ENDED) from error
 
 
 def _batches(places: Sequence[Place]) -> Iterator[tuple[Place, ...]]:
@@ -117,37 +133,42 @@ def _batches(places: Sequence[Place]) -> Iterator[tuple[Place, ...]]:
 Futures = dict[Future[Any], tuple[str, Settings, tuple[Place, ...]]]
 
 
-def _as_they_come(futures: Futures, timeout: float) -> Iterator[Progress]:
-    """What each process found; after a crash or a timeout all that is left is given up."""
-    pending, trouble = set(futures), ""
+def _as_they_come(futures: Futures) -> Iterator[Progress]:
+    """What each judge found; what waits for an implementation that is gone is given up."""
+    pending = set(futures)
     while pending:
-        done, pending = wait(pending, timeout, FIRST_COMPLETED)
-        if not done:
-            trouble = f"gave no result for {timeout:g} s (--timeout)"
-        for future in done or pending:
-            found = _outcome(future, *futures[future], trouble)
-            trouble = trouble or found.trouble
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            target, settings, places = futures[future]
+            found = _outcome(future, target, settings, places)
             yield found
-        if trouble:
-            for future in pending if done else ():
-                yield _outcome(future, *futures[future], trouble)
-            return
+            if not found.trouble:
+                continue
+            for other in [one for one in pending if futures[one][0] == target and one.cancel()]:
+                pending.remove(other)
+                yield _not_run(*futures[other], found.trouble)
 
 
 def _outcome(
-    future: Future[Any], target: str, settings: Settings, places: tuple[Place, ...], trouble: str
+    future: Future[Any], target: str, settings: Settings, places: tuple[Place, ...]
 ) -> Progress:
     """A future's results, or one that says why there are none."""
-    if future.done() and not future.cancelled():
-        try:
-            results, output = future.result()
-            return Progress(target, places, results, output)
-        except BrokenProcessPool:
-            trouble = CRASHED.format("")
+    try:
+        results, output, trouble = future.result()
+        return Progress(target, places, results, output, trouble)
+    except BrokenProcessPool:
+        return _not_run(target, settings, places, JUDGE_ENDED)
+
+
+def _not_run(target: str, settings: Settings, places: tuple[Place, ...], trouble: str) -> Progress:
+    """Units that were given up before they ran."""
+    return Progress(target, places, [_given_up(settings, places, trouble)], trouble=trouble)
+
+
+def _given_up(settings: Settings, places: tuple[Place, ...], trouble: str) -> Result:
     place = replace(places[0], more=len(places) - 1)
-    result = Result("run", place, "errored", reason=f"it {trouble}")
-    result = replace(result, again=again(settings, result, places))
-    return Progress(target, places, [result], trouble=trouble)
+    result = Result("run", place, "errored", reason=f"not run: {trouble}")
+    return replace(result, again=again(settings, result, places))
 
 
 # ---- the processes -----------------------------------------------------------------------------
@@ -155,7 +176,7 @@ def _outcome(
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes with one thread each, which keep their standard output to themselves."""
+    """Judges: processes with one thread each, which keep their standard output to themselves."""
     # One thread each: the processes share the cores, and threads beyond that only wait for each
     # other. No shape checks on what the kit itself draws. And the processes share a GPU.
     settings = {
@@ -166,7 +187,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_capture)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_judge)
     try:
         yield pool
     except BaseException:
@@ -182,43 +203,79 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def terminate(pool: ProcessPoolExecutor) -> None:
-    """End the processes, whatever they do."""
-    for process in list((pool._processes or {}).values()):
+    """End the judges, and they their implementations, whatever they do."""
+    processes = list((pool._processes or {}).values())
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(5)
         process.kill()
 
 
-_captured: Any = None
+def _begin_judge() -> None:
+    """Keep the output, end with the implementations, and adopt what they leave behind."""
+    _capture()
+    adopt_orphans()
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    for subject in _subjects.values():
+        subject.end()
+    os._exit(128 + number)
 
 
 def _capture() -> None:
-    """Send what this process writes to its standard output into a file."""
-    global _captured
-    _captured = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - it lives as long as the process
-    os.dup2(_captured.fileno(), 1)
+    """Send what this process writes to its standard output nowhere: the report goes there."""
+    file = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - it lives as long as the process
+    os.dup2(file.fileno(), 1)
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
 
 
-def _taken_output() -> str:
-    sys.stdout.flush()
-    _captured.seek(0)
-    text = _captured.read(10_000).decode("utf-8", "replace")
-    _captured.seek(0)
-    _captured.truncate()
-    return text
+_subjects: dict[tuple[str, str | None], RemoteSubject] = {}
+"""The implementations that this judge has started."""
 
 
-@cache
-def _subject(target: str, dtype: str | None) -> Subject:
-    return Subject(find(target), dtype)
+def _subject(target: str, dtype: str | None, timeout: float) -> RemoteSubject:
+    if (target, dtype) not in _subjects:
+        subject = RemoteSubject(target, dtype, timeout)
+        # Without a name it is its default precision, and units are asked for by the name.
+        _subjects[target, dtype] = _subjects[target, subject.precision.name] = subject
+    return _subjects[target, dtype]
 
 
-def _begin(target: str, settings: Settings) -> None:
-    begin(_subject(target, settings.dtype), settings)
+def _begin(target: str, settings: Settings, timeout: float) -> Report:
+    subject = _subject(target, settings.dtype, timeout)
+    report = new_report(subject, settings, target)
+    begin(subject, settings)
+    return report
 
 
 def _run_units(
-    target: str, settings: Settings, places: Sequence[Place]
-) -> tuple[list[Result], str]:
-    subject = _subject(target, settings.dtype)
-    results = [result for place in places for result in run_unit(subject, settings, place)]
-    return results, _taken_output()
+    target: str, settings: Settings, places: Sequence[Place], timeout: float
+) -> tuple[list[Result], str, str]:
+    """The results of some units, what it wrote, and why its process is gone, if it is."""
+    results: list[Result] = []
+    try:
+        subject = _subject(target, settings.dtype, timeout)
+    except AdapterError as error:  # it was imported before, by another judge
+        return [_given_up(settings, tuple(places), str(error))], "", str(error)
+    for i, place in enumerate(places):
+        if trouble := subject.why_ended:
+            results.append(_given_up(settings, tuple(places[i:]), trouble))
+            return results, "", trouble
+        found = run_unit(subject, settings, place)
+        if subject.why_ended:  # what it did in earlier units may have led to it
+            ran = tuple(places[: i + 1])
+            found = [replace(r, again=again(settings, r, ran)) if r.check == "run" else r
+                     for r in found]  # fmt: skip
+        results += found
+    if trouble := subject.why_ended:
+        return results, "", trouble
+    return results, subject.taken_output(), ""
+
+
+def _diagnose(target: str, dtype: str | None, seed: int, timeout: float) -> Diagnosis:
+    from vitspec.testing.diagnosis import diagnose
+
+    return diagnose(_subject(target, dtype, timeout), dtype=dtype, seed=seed)

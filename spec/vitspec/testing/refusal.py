@@ -6,7 +6,8 @@ import warnings
 
 import numpy as np
 
-from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.adapter_errors import AdapterError, ProcessEndedError
+from vitspec.testing.implementations import Subject
 from vitspec.testing.reference import Point
 
 
@@ -23,12 +24,16 @@ def refusal(subject: Subject, point: Point) -> str | None:
     try:
         if (reason := subject.why_unsupported(point.config)) is not None:
             return f"refused: supports says {reason}"
+    except ProcessEndedError:  # a crash of the process is no refusal
+        raise
     except AdapterError:
         pass  # an error of supports answers nothing: forward may
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # a mean of nothing may warn before it is refused
-            subject.implementation.forward(point.config, point.params, point.images)
-    except (Exception, SystemExit) as error:
-        return f"refused: forward raised {type(error).__name__}"
+            subject.forward(point)
+    except ProcessEndedError:
+        raise
+    except AdapterError as error:
+        return f"refused: forward raised {error.raised}" if error.raised else None
     return None

@@ -9,8 +9,8 @@ from typing import Any, Required, TypedDict
 
 from vitspec.testing.adapters.maps import PRACTICAL_NAMES, SAME_NAMES
 from vitspec.testing.adapters.name_maps import NameMap
+from vitspec.testing.description import EXACTLY
 from vitspec.testing.families import FAMILIES, MODELS
-from vitspec.testing.implementations import EXACTLY
 from vitspec.testing.precision import PRECISIONS
 from vitspec.typing import Array
 

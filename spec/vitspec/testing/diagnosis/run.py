@@ -39,7 +39,7 @@ def diagnose(
     """Name what is wrong with an implementation.
 
     Args:
-        implementation: see `vitspec.testing.implementations`.
+        implementation: see `vitspec.testing.implementations`; or a `Subject`.
         dtype: the precision to diagnose in; None for the implementation's default.
         seed: what parameters, images and cotangents are drawn from.
         config: the one configuration to look at; None for several that tell mistakes apart.
@@ -54,7 +54,8 @@ def diagnose(
     "It is `value-weight-gets-key-gradient`: the value weight's gradient is the key's."
     """
     start = time.monotonic()
-    subject = Subject(implementation, dtype)
+    own = isinstance(implementation, Subject)
+    subject = implementation if own else Subject(implementation, dtype)
     if subject.spec not in FAMILIES:
         raise AdapterError(
             f"{subject.name} claims to be {subject.spec!r}; only "

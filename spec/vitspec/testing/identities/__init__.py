@@ -20,13 +20,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vitspec.testing.adapter_errors import AdapterError, ProcessEndedError
 from vitspec.testing.identities.differentiable import directional_derivatives, laws
 from vitspec.testing.identities.evaluation import Evaluation
 from vitspec.testing.identities.naming import Naming, Stored, recognise
 from vitspec.testing.identities.results import told
 from vitspec.testing.identities.schemes import NAMINGS, torch_naming
 from vitspec.testing.identities.structural import structural
-from vitspec.testing.implementations import AdapterError, Subject, to_numpy
+from vitspec.testing.implementations import Subject
 from vitspec.testing.reference import Point
 from vitspec.testing.results import Result
 from vitspec.typing import Array
@@ -85,28 +86,21 @@ def example_point(subject: Subject, rng: np.random.Generator) -> Point:
     Raises:
         AdapterError: there is no `example`, or it or `forward` raised, or gave something else.
     """
-    implementation = subject.implementation
-    if not callable(getattr(implementation, "example", None)):
+    if "example" not in subject.description.methods:
         raise AdapterError(
             f"{subject.name}: an implementation of another function needs a method "
             "example(rng) -> (config, params, images); see docs/identities.md"
         )
     try:
-        config, params, images = implementation.example(rng)
-        exact = {name: np.asarray(to_numpy(p), np.float64) for name, p in params.items()}
-        images = np.asarray(to_numpy(images), np.float64)
-        point = Point(subject.spec, config, exact, images, np.zeros(())).rounded(subject.precision)
-        output = implementation.forward(config, point.params, point.images)
-        logits = to_numpy(output["logits"] if isinstance(output, Mapping) else output)
-    except Exception as error:
+        config, params, images, shape = subject.example(rng)
+    except ProcessEndedError:
+        raise
+    except AdapterError as error:
         raise AdapterError(
-            f"{subject.name}: no point could be made with example(rng) and forward: "
-            f"{type(error).__name__}: {error}"
+            f"{subject.name}: no point could be made with example(rng) and forward: {error}"
         ) from error
-    cotangent = rng.standard_normal(logits.shape)
-    return Point(subject.spec, config, point.params, point.images, cotangent).rounded(
-        subject.precision
-    )
+    cotangent = rng.standard_normal(shape)
+    return Point(subject.spec, config, params, images, cotangent).rounded(subject.precision)
 
 
 def identities(subject: Subject, point: Point, rng: np.random.Generator) -> list[Result]:
@@ -138,7 +132,7 @@ def _all(e: Evaluation, rng: np.random.Generator) -> Iterator[Result]:
         return
     yield told("finite", formula, tuple(e.values))
     yield from laws(e, rng)
-    own = getattr(e.subject.implementation, "naming", None)
+    own = e.subject.naming
     model = recognise(e.point.params, (own,) if own else NAMINGS)
     if isinstance(model, str):
         formula = "identities of a Vision Transformer's gradients"

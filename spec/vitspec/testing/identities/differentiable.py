@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from vitspec.testing.description import TO_ROUNDING
 from vitspec.testing.identities.differences import Slope, slope
 from vitspec.testing.identities.evaluation import Evaluation
 from vitspec.testing.identities.results import COARSE, FACTOR, Comparison, judged, told
-from vitspec.testing.implementations import TO_ROUNDING
 from vitspec.testing.laws import (
     Sides,
     changed_between_runs,

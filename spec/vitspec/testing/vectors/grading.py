@@ -13,8 +13,9 @@ import numpy as np
 from vitspec.config import ViTConfig
 from vitspec.errors import NotWellFormed
 from vitspec.models.parameters import parameter_shapes
+from vitspec.testing.adapter_errors import AdapterError
 from vitspec.testing.families import MODELS
-from vitspec.testing.implementations import AdapterError, Subject, to_numpy
+from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import Flat, Point
 from vitspec.testing.refusal import refusal
@@ -151,7 +152,7 @@ def _looked_at_again(subject: Subject, vector: Vector, result: Result) -> Result
 
 def _check_layer(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[Result]:
     precision, layer = subject.precision, vector.case["layer"]
-    layers = getattr(subject.implementation, "layers", None) or {}
+    layers = subject.description.layers
     if layer not in layers:
         if layers or asked_for:
             yield _result(vector, LAYER, "skipped", f"it exposes no layer {layer!r}")
@@ -163,9 +164,7 @@ def _check_layer(subject: Subject, vector: Vector, asked_for: bool) -> Iterator[
     for name, x in vector.inputs.items():
         arguments[name] = x > 0 if name == MASK else x.astype(precision.carrier)
         arguments[name].setflags(write=False)
-    with subject.guarded(f"layers[{layer!r}]", vector.place):
-        returned = layers[layer](**arguments, **vector.case["settings"])
-        found = {str(name): to_numpy(x) for name, x in dict(returned).items()}
+    found = subject.layer(layer, arguments, vector.case["settings"])
     dtypes = {name: str(x.dtype) for name, x in found.items()}
     right = {n: x for n, x in found.items() if _is_of(x, precision)}
     if problems := _problems(vector, right, dtypes):

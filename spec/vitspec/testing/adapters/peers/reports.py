@@ -15,8 +15,9 @@ from typing import Any
 from vitspec.testing.adapters.peers.peer import Peer
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.declared import Declaration, Deviation, apply
+from vitspec.testing.description import describe
 from vitspec.testing.finding import find
-from vitspec.testing.implementations import AdapterError, dtypes_of
+from vitspec.testing.implementations import AdapterError
 from vitspec.testing.processes import terminate, worker_pool
 from vitspec.testing.report.report import Report
 from vitspec.testing.report.text import short
@@ -84,7 +85,7 @@ def grade_here(name: str, settings: Settings = DEFAULT) -> list[Report]:
     """
     implementation = find(name)
     reports = []
-    for dtype in dtypes_of(implementation):
+    for dtype in describe(implementation).dtypes:
         report = check(implementation, replace(settings, dtype=dtype))
         report.target = name
         reports.append(report)

@@ -1,0 +1,204 @@
+"""What an implementation does to its process happens to nobody else; nothing is left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitspec.testing.adapter_errors import AdapterError, ProcessEndedError
+from vitspec.testing.families import FAMILIES
+from vitspec.testing.implementations import Subject
+from vitspec.testing.isolation import RemoteSubject
+from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec
+
+GOOD = """
+import os, signal, subprocess, sys, threading, time, multiprocessing, ctypes, atexit
+import numpy as np
+from vitspec.testing.reference import SpecImplementation
+
+class Good(SpecImplementation):
+    def __init__(self):
+        super().__init__("vit")
+
+def forever():
+    time.sleep(600)
+
+impl = Good()
+"""
+COMMAND = "import sys; from vitspec.cli import main; sys.argv[0] = 'vitspec'; main()"
+FEW = ["--cases", "1", "--laws", "0", "--no-ill-formed", "--no-photograph", "--no-vectors"]
+
+
+@pytest.fixture
+def target(tmp_path):
+    """A file with these lines after, or before, a correct implementation."""
+
+    def make(after="", before=""):
+        file = tmp_path / "mine.py"
+        file.write_text(f"{before}\n{GOOD}\n{after}\n")
+        return f"{file}:impl"
+
+    return make
+
+
+def point():
+    family = FAMILIES["vit"]
+    case = family.smoke_case(family.smoke_configs[0])
+    return Point.of(case).rounded(Subject(SpecImplementation("vit")).precision)
+
+
+# ---- one call and its answer ---------------------------------------------------------------------
+
+
+def test_what_comes_from_the_process_is_what_the_implementation_computes(target):
+    """Bit for bit, taps and gradients, in arrays that nobody else has."""
+    remote = RemoteSubject(target("print('hello')"), None, 60)
+    here = Subject(SpecImplementation("vit"))
+    try:
+        assert (remote.name, remote.precision, remote.description) == (
+            here.name, here.precision, here.description,
+        )  # fmt: skip
+        ours, theirs = here.evaluate(point()), remote.evaluate(point())
+        assert list(ours) == list(theirs)
+        assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+        assert remote.taken_output() == "hello\n"
+        assert remote.taken_output() == ""
+    finally:
+        remote.end()
+
+
+def test_a_patched_numpy_changes_no_truth(target):
+    """The truth was computed beside the implementation, with its NumPy."""
+    patch = "np.einsum = np.matmul = np.exp = lambda *a, **k: np.zeros(1)"
+    remote, before = RemoteSubject(target(patch), None, 60), evaluate_spec(point())
+    try:
+        with pytest.raises(AdapterError):
+            remote.forward(point())
+        after = evaluate_spec(point())
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+    finally:
+        remote.end()
+
+
+ENDS = {
+    "it leaves": ("os._exit(0)", "exit code 0"),
+    "it crashes": ("ctypes.string_at(0)", "SIGSEGV"),
+    "it leaves a child with the pipe": ("os.fork() and os._exit(3)\nforever()", "exit code 3"),
+    "it hangs": ("forever()", "gave no result for 6 s"),
+    "it closes all files": ("os.closerange(0, 256); forever()", "closed its connection"),
+    "it is interrupted": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+def test_an_import_that_does_not_end_well_is_one_line(what, target):
+    code, said = ENDS[what]
+    start = time.monotonic()
+    with pytest.raises(AdapterError, match=said) as error:
+        RemoteSubject(target(code), None, 6.0 if "hangs" in what else 60.0)
+    assert "\n" not in str(error.value)
+    assert "mine.py" in str(error.value)
+    assert time.monotonic() - start < 50
+
+
+CALLS = """
+class Bent(Good):
+    def forward(self, config, params, images):
+        {}
+    def supports(self, config):
+        if config == "read": return open(__file__ + ".pid").read()
+impl = Bent()
+"""
+
+
+@pytest.mark.parametrize("code", ["os._exit(0)", "ctypes.string_at(0)", "os.kill(0, 9)"])
+def test_a_call_that_ends_the_process_is_said_and_so_is_every_call_after_it(code, target):
+    remote = RemoteSubject(target(CALLS.format(code)), None, 60)
+    with pytest.raises(ProcessEndedError, match="ended its process in forward on ViTConfig"):
+        remote.forward(point())
+    with pytest.raises(ProcessEndedError, match="in forward on"):
+        remote.why_unsupported(point().config)
+    assert remote.why_ended
+
+
+NONSENSE = [
+    "b'no JSON'", "b'[]'", "b'{}'", "b'{\"data\": 3, \"arrays\": []}'",
+    "b'{\"data\": {}, \"arrays\": [[\"logits\", \"|O\", [1]]]}'",
+    "b'{\"data\": {}, \"arrays\": [[\"logits\", \"<f4\", [-1]]]}'",
+    "__import__('pickle').dumps(Bent)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", NONSENSE)
+def test_an_answer_of_its_own_making_is_never_unpickled_and_is_one_line(answer, target):
+    """It can find the pipe and write into it; what it writes is read as JSON and numbers alone."""
+    code = (
+        "import gc; from multiprocessing.connection import Connection;"
+        f" [c.send_bytes({answer}) for c in gc.get_objects()"
+        " if isinstance(c, Connection) and c.writable and not c.closed]; forever()"
+    )
+    remote = RemoteSubject(target(CALLS.format(code)), None, 8)
+    with pytest.raises(AdapterError) as error:
+        remote.forward(point())
+    assert "\n" not in str(error.value)
+    remote.end()
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+LEFT = """
+threading.Thread(target=forever).start()
+atexit.register(forever)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.chdir("/"); np.random.seed(0); os.environ.clear()
+os.close(1); os.close(2)
+if os.fork() == 0: forever()
+if os.fork() == 0: os.setsid(); forever()
+child = [sys.executable, "-c", "import time; time.sleep(600)", "MARK"]
+subprocess.Popen(child, start_new_session=True)
+multiprocessing.get_context("spawn").Process(target=forever).start()
+"""
+
+
+def alive(mark):
+    """The processes of this user whose command line or environment has a mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if mark.encode() in text and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
+def test_threads_and_processes_that_it_leaves_end_with_the_command(target, tmp_path):
+    """Threads, forks, new sessions, exit handlers, ignored signals, closed output: all at once."""
+    mark = f"left-by-{os.getpid()}-{tmp_path.name}"
+    command = [sys.executable, "-c", COMMAND, "check", target(LEFT.replace("MARK", mark)), *FEW]
+    done = subprocess.run(
+        [*command, "--json", "report.json"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=240, env=os.environ | {"MARK": mark},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "conforms, as tested" in done.stdout
+    assert (tmp_path / "report.json").is_file()
+    deadline = time.monotonic() + 10
+    while alive(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive(mark) == []
+
+
+@pytest.mark.parametrize("command", [["check", *FEW], ["diagnose"]], ids=["check", "diagnose"])
+def test_a_file_that_leaves_at_import_has_exit_code_3_and_one_line(command, target):
+    words = [sys.executable, "-c", COMMAND, command[0], target("os._exit(0)"), *command[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "\n" not in done.stderr.strip()
+    assert "mine.py:impl' ended its process while it was imported (exit code 0" in done.stderr
