@@ -220,8 +220,9 @@ def adopt_orphans() -> None:
     if sys.platform == "linux":
         import ctypes
 
-        set_child_subreaper = 36
+        die_with_parent, set_child_subreaper = 1, 36
         with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(die_with_parent, signal.SIGTERM)  # the command was killed
             ctypes.CDLL(None).prctl(set_child_subreaper, 1)
             _adopting.append(True)
 
