@@ -413,7 +413,8 @@ def test_only_what_says_so_is_given_images_of_another_size():
             return height == width
 
     def results(one):
-        report = check(one, cases=0, laws=0, interpolations=6, ill_formed=False)
+        settings = Settings().nothing_but(interpolations=6)
+        report = check(one, settings)
         return [(r.check, r.status, r.reason) for r in report.results]
 
     (only,) = results(Own(NAME))
