@@ -7,10 +7,12 @@ precision could have given, whatever the order of its sums; several runs show ho
 also where everything cancels. It needs no hardware of that precision, and gives the same numbers on
 every machine.
 
-- In `float64` and `float32` a product's sums err by up to u times the sum of the terms'
-  magnitudes, a plain sum of n terms by sqrt(n) times that, and by n times that if the terms are
-  equal, as in the gradient of the last shift under mean pooling: then every addition rounds the
-  same way, and a loop over the tokens is off by as many roundings as there are tokens.
+- In `float64` and `float32` a function errs by the constant that was measured for it
+  (`vitspec.testing.primitives`). A product's sums err by up to u times the sum of the terms'
+  magnitudes, and by sqrt(n) times the sum where n terms do not cancel. A plain sum of n terms errs
+  by sqrt(n) times the magnitudes, and by n times that if the terms are equal, as in the gradient of
+  the last shift under mean pooling: then every addition rounds the same way, and a loop over the
+  tokens is off by as many roundings as there are tokens.
 - `bfloat16` and `float16` round each operation's result, but sum in something wider.
 - `tf32` is float32 whose matrix products round their factors to 11 bits.
 """
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from vitspec.testing.primitives import ERROR
 from vitspec.typing import Array
 
 
@@ -133,7 +136,18 @@ EXACT = {np.maximum, np.minimum, np.negative, np.absolute, np.positive, np.copys
 """Operations that never round."""
 
 
-PRIMITIVES = {"exp": 5.0, "log": 4.0, "tanh": 6.1, "sqrt": 1.1, "erfc": 12.0}
+def primitives_of(precision: Precision) -> dict[str, float]:
+    """By how many roundings each of NumPy's functions may err: what was measured for the precision.
+
+    `erfc` stands for GELU, x erfc(-x / sqrt 2) / 2, and so has twice its constant. Where results
+    are rounded to 16 bits, functions are computed wider, and that rounding is all.
+    """
+    if precision.sums_wider:
+        return {}
+    column = "float64" if precision.name == "float64" else "float32"
+    own = {name: ERROR[name][column] for name in ("exp", "log", "tanh", "sqrt")}
+    return own | {"erfc": 2 * ERROR["gelu"][column], "matmul": ERROR["dot"][column]}
+
 
 NEARLY_EQUAL = 64
 """Terms that differ by no more than this many roundings round alike when they are added up."""
@@ -147,7 +161,7 @@ class NoisyArithmetic:
         rng: where the errors are drawn from.
         alike: whether all rows (tokens) err alike. Real rounding does where tokens are nearly
             equal, and then their errors add up in a sum instead of averaging out.
-        primitives: by how many roundings each function may err, where it is more than one.
+        primitives: by how many roundings each function may err; None is `primitives_of`.
     """
 
     def __init__(
@@ -155,12 +169,12 @@ class NoisyArithmetic:
         precision: Precision,
         rng: np.random.Generator,
         alike: bool = False,
-        primitives: Mapping[str, float] = PRIMITIVES,
+        primitives: Mapping[str, float] | None = None,
     ) -> None:
         self.precision, self.rng, self.alike = precision, rng, alike
         self.format = PRECISIONS["float32"] if precision.products_only else precision
         self.u = self.format.u
-        self.primitives = {} if precision.sums_wider else primitives
+        self.primitives = primitives_of(precision) if primitives is None else primitives
 
     def array(self, x: Array) -> Noisy:
         """The numbers of x, in arithmetic that errs."""
@@ -175,13 +189,13 @@ class NoisyArithmetic:
     def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
         """The result of an operation, moved by up to its rounding; in place if it is an array."""
         magnitude: Any = np.abs(result)
-        if ufunc.__name__ in self.primitives:
+        if ufunc is not np.matmul and ufunc.__name__ in self.primitives:
             magnitude = magnitude * magnitude.dtype.type(self.primitives[ufunc.__name__])
         if ufunc is np.matmul and self.precision.products_only:
             factors = [self._moved(x, np.abs(x), self.precision.u) for x in inputs]
             result = np.matmul(*factors)
         elif ufunc is np.matmul and not self.precision.sums_wider:
-            magnitude = np.matmul(np.abs(inputs[0]), np.abs(inputs[1]))
+            magnitude = self._of_product(inputs[0], inputs[1], result)
         elif method == "reduce" and not self.precision.sums_wider:
             magnitude = self._of_sum(inputs[0], np.size(result), {**kwargs, "out": None})
         moved = self._moved(result, magnitude, self.u)
@@ -192,6 +206,18 @@ class NoisyArithmetic:
     def move_values(self, x: Any, magnitude: Any) -> Any:
         """x, moved by up to u times a magnitude."""
         return self._moved(x, magnitude * x.dtype.type(self.primitives.get("erfc", 1)), self.u)
+
+    def _of_product(self, a: Array, b: Array, result: Any) -> Any:
+        """How far a matrix product may be off, in units of u.
+
+        Partial sums round, not terms. Where terms cancel they stay below the sum of magnitudes;
+        where terms have one sign they grow with every term, and n of them err by sqrt(n) as much.
+        """
+        magnitude = np.matmul(np.abs(a), np.abs(b))
+        if "matmul" not in self.primitives:
+            return magnitude
+        times = magnitude.dtype.type(self.primitives["matmul"] * np.sqrt(a.shape[-1]))
+        return np.maximum(magnitude, times * np.abs(result))
 
     def _of_sum(self, x: Array, results: int, kwargs: dict[str, Any]) -> Any:
         """How far a plain sum of x may be off, in units of u."""
