@@ -24,6 +24,7 @@ from vitspec.commands.common import (
 from vitspec.testing.settings import HOW, Settings
 
 if TYPE_CHECKING:
+    from vitspec.testing.processes import Progress
     from vitspec.testing.report.report import Report
     from vitspec.testing.results import Result
 
@@ -179,12 +180,24 @@ def _run(targets: list[str], settings: Settings, timeout: float) -> list[Report]
 
     if not targets:
         fail(BROKEN, "no implementation is installed; for ours: pip install 'vitspec[fast]'")
+    told: set[str] = set()
     with progress() as display, worker_pool(min(cores(), 8)) as pool:
         task = display.add_task("checking", total=None)
         reports = begin_targets(pool, targets, settings, timeout)
         display.update(task, total=len(plan(settings)) * len(reports))
         for done in check_targets(pool, reports, settings, timeout):
             display.update(task, advance=len(done.places), description=f"checking {done.target}")
+            if done.target not in told and (line := _first_departure(done)):
+                told.add(done.target)
+                display.console.print(line, highlight=False, soft_wrap=True, markup=False)
     for one in reports.values():
         one.results.sort(key=shown_order)
     return list(reports.values())
+
+
+def _first_departure(done: Progress) -> str:
+    """Where an implementation departs, for those who wait; the report comes when all is done."""
+    from vitspec.testing.report.words import first_departure
+
+    bad = [result for result in done.results if result.status == "failed" and result.grades]
+    return first_departure(done.target, bad[0]) if bad else ""

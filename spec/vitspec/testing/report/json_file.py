@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 import vitspec
+from vitspec.testing.report.parts import false_alarm, suspicions
 from vitspec.testing.report.report import Report, summary
 from vitspec.testing.report.rows import looks_like
 from vitspec.testing.results import Result, environment
@@ -59,6 +60,8 @@ def _report(report: Report) -> dict[str, Any]:
             "refuses": _text(report.refuses),
         },
         "cannot_be_told": sorted({r.check for r in report.bad if r.status == "undecided"}),
+        "suspicions": suspicions(report.results),
+        "false_alarm": false_alarm(report.results),
         "unmatched": [_text(glob) for glob in report.unmatched],
         "output": _text(report.output),
         "results": [_result(report, result) for result in report.results],

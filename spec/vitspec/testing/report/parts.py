@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from vitspec.testing.confirmation import FLUCTUATION, LOOKS
+from vitspec.testing.noise import DIRECTIONS
 from vitspec.testing.report.text import printable
 from vitspec.testing.results import Result
 
@@ -82,6 +86,31 @@ def computes(results: Sequence[Result], dtype: str) -> list[str]:
         more = f", and {len(open_)} cannot be told in {dtype}" if open_ else ""
         lines.append(f"{kind} {count} compared, {verdict}{more}")
     return lines
+
+
+def suspicions(results: Sequence[Result]) -> dict[str, int]:
+    """How many tensors were suspected, by what came of it."""
+    outcomes = Counter(g.confirmation.outcome for r in results for g in r.grades if g.confirmation)
+    return {outcome: outcomes[outcome] for outcome in ("confirmed", "cleared", "untold")}
+
+
+def suspected(results: Sequence[Result]) -> str:
+    """The same in words; nothing if none was."""
+    said = ", ".join(f"{n} {outcome}" for outcome, n in suspicions(results).items() if n)
+    if not said:
+        return ""
+    return f"suspicions: {said} (docs/tolerances.md)"
+
+
+def false_alarm(results: Sequence[Result]) -> float:
+    """A bound on the probability that these would reject correct code.
+
+    It holds if every operation errs independently and within `vitspec.testing.primitives`; by the
+    looks at every suspected direction of `vitspec.testing.confirmation`.
+    """
+    tensors = sum(g.confirmation is not None for r in results for g in r.grades)
+    directions = DIRECTIONS + 3  # entries; a row, the norm and the scale
+    return float(tensors * directions * len(LOOKS) * 2 * np.exp(-(FLUCTUATION**2) / 6))
 
 
 def refuses(results: Sequence[Result], strict: bool) -> str:

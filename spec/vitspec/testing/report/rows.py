@@ -17,9 +17,9 @@ from vitspec.testing.tolerance import Grade, worst
 
 LEGEND = {
     "error": "distance from the specification in float64, relative to the tensor's size",
-    "price": "the same for the specification itself, in the precision under test",
-    "bound": "4 price + 4 u (u: unit roundoff); more for laws, whose two sides both err",
-    "ratio": "error / bound of the worst tensor; it conforms up to 1",
+    "price": "the same for arithmetic that errs as that precision does",
+    "bound": "4 prices (and 4 u at full size); more for laws, whose two sides both err",
+    "ratio": "error / bound of the worst tensor; up to 1, or as new points decide",
     MARK: "zero but for rounding: measured against what cancelled",
 }
 """What the columns say."""

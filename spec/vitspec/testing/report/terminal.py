@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import vitspec
+from vitspec.testing.report.parts import suspected
 from vitspec.testing.report.report import UNMATCHED, Report, advice, drawn, statements, to_show, who
 from vitspec.testing.report.rows import (
     LEGEND,
@@ -28,6 +29,7 @@ from vitspec.testing.report.words import (
     MARK,
     columns,
     departs,
+    how_sure,
     is_photograph,
     left_out,
     worst_tensors,
@@ -159,6 +161,8 @@ def _print_failure(report: Report, result: Result, console: Console) -> None:
             console.print(Padding(Text(printable(words)), (0, 0, 0, 2)), highlight=False)
     if result.failures:
         console.print(Padding(_failures_table(worst_tensors(result)), (0, 0, 0, 2)))
+    for words in how_sure(worst_tensors(result)[0]) if result.failures else ():
+        _print(console, f"  {words}")
     if more := left_out(result):
         _print(console, f"  {more}")
     # One line, however long: it is there to be copied.
@@ -187,4 +191,6 @@ def _print_legend(reports: Sequence[Report], console: Console) -> None:
         lines.append("open: rounding is too large here to tell")
     if any(r.status == "xfailed" for r in results):
         lines.append("*: some fail as declared")
+    if words := suspected(results):
+        lines.append(words)
     _print(console, ("\n".join(lines), "dim"))

@@ -59,7 +59,18 @@ def described(g: Grade) -> str:
     """A verdict on a tensor in a line."""
     error, price, bound = columns(g, "error", "price", "bound")
     mark = f" {MARK}" if g.cancelled else ""
-    return printable(f"{g.tensor}{mark}: {g.metric} error {error}, price {price}, bound {bound}")
+    text = f"{g.tensor}{mark}: {g.metric} error {error}, price {price}, bound {bound}"
+    return printable(", ".join([text, *how_sure(g)]))
+
+
+def how_sure(g: Grade) -> list[str]:
+    """What new points said of a suspicion, in words; nothing where there was none."""
+    if (asked := g.confirmation) is None:
+        return []
+    points = f"{asked.points} new point{'s' * (asked.points != 1)}"
+    where = points if asked.points else "the first point, beyond doubt"
+    outcome = "cannot be told" if asked.outcome == "untold" else asked.outcome
+    return [f"{outcome} at {where}: {figure(abs(asked.mean))} standard deviations of rounding"]
 
 
 def departs(result: Result) -> str:
@@ -72,6 +83,11 @@ def departs(result: Result) -> str:
         "undecided": "cannot be told",
     }
     return printable(f"{result.check} {words.get(result.status, result.status)}{at(result)}")
+
+
+def first_departure(target: str, result: Result) -> str:
+    """A line for those who wait for the report."""
+    return printable(f"{target}: {departs(result)}: {described(worst_tensors(result)[0])}")
 
 
 def badness(g: Grade) -> tuple[bool, float]:
