@@ -177,9 +177,9 @@ def _linear(tensor: str, metric: str, direction: Array, error: Array, noise: Noi
 def _grade(tensor: str, metric: str, error: float, s: float, noise: Noise) -> Grade:
     """An error and its bound, relative to the tensor, or to what cancelled if it has no size."""
     size = float(np.linalg.norm(noise.truth))
-    if metric == "entry":
-        size = float(np.abs(noise.truth).max())
     noise_norm = float(np.sqrt((noise.runs**2).sum(axis=-1).max(initial=0.0)))
     cancelled = size <= SUSPICION * noise_norm
+    if metric == "entry":
+        size = float(np.abs(noise.truth).max())
     scale = (noise_norm / noise.precision.u if cancelled else size) or 1.0
     return Grade(tensor, metric, error / scale, s / scale, SUSPICION * s / scale, cancelled)

@@ -153,7 +153,7 @@ class Grade:
         """Whether the error is within the bound (NaN is not), or new points have cleared it."""
         if self.confirmation is not None:
             return self.confirmation.outcome == "cleared"
-        return bool(self.error <= self.bound)
+        return bool(np.isfinite(self.error) and self.error <= self.bound)
 
     @property
     def untold(self) -> bool:
