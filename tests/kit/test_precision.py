@@ -87,7 +87,7 @@ def test_in_place_operations_err_too():
     product *= 1.5
     exponential = noisy(x.copy())
     np.exp(exponential, out=exponential)
-    exp = primitives_of(FLOAT32)["exp"]
+    exp = primitives_of(PRECISIONS["float32"])["exp"]
     for found, expected, times in ((product, 1.5 * x, 1), (exponential, np.exp(x), exp)):
         error = np.abs(np.asarray(found) / expected - 1)
         assert 0.9 * times * 2.0**-24 < error.max() < 1.1 * times * 2.0**-24

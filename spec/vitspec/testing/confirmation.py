@@ -2,17 +2,18 @@
 
 Rounding is drawn anew at every point; a mistake stays. So a suspicion of the first look
 (`vitspec.testing.noise`), a direction w in which the error stands out, is asked again at points
-moved by some hundred roundings, with a truth of their own and the noise drawn anew. With
+moved by some hundred roundings, with truths of their own and noise drawn at the first four. With
 
     z_k = <w, e_k> / (s(w) F_k)
 
 at the k-th new point, where e_k is the implementation's error, the mean M of K such z decides:
 
     confirmed   as soon as  |M| > PERSISTENT + FLUCTUATION / sqrt(K)
-    cleared     where       |M| <= PERSISTENT, at the second look or later, or at the last look
+    cleared     as soon as  |M| <= PERSISTENT, or at the last look
 
-at K = 1, 4, 16 and 64. The direction is chosen at the first point, which is not among the K. So if
-every operation errs within the table, independently and without a bias, each z_k is sub-Gaussian of
+at K = 4, 16 and 64; one beyond `SURE` at the first new point is confirmed there. The direction is
+chosen at the first point, which is not among the K. So if every operation errs within the table,
+independently and without a bias, each z_k is sub-Gaussian of
 variance 3 at most (Hoeffding), and one look rejects correct code with a probability of at most
 2 exp(-FLUCTUATION^2 / 6) = 8e-11. PERSISTENT allows for what correct code has in common at
 neighbouring points, such as the error of an approximated erf. F_k is 1, but where a point is
@@ -40,9 +41,10 @@ LOOKS = (1, 4, 16, 64)
 """Numbers of new points after which a suspicion may be decided."""
 PERSISTENT = 2.0
 FLUCTUATION = 12.0
-GROSS = 100.0
+SURE, GROSS = 100.0, 1e4
 RUNS = 24
-"""Noisy runs that tell a suspicion, at the first of the new points."""
+"""Noisy runs at each of the first four new points."""
+Outcome = Literal["confirmed", "cleared", "untold"]
 
 
 def step(precision: Precision) -> float:
@@ -57,23 +59,28 @@ class _Question:
     tensor: str
     direction: Array
     grade: Grade
-    zs: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
 
     def ask(self, found: Flat, rounded: Flat, noise: Mapping[str, Noise]) -> float:
-        """z of the error in this direction, against what this precision explains."""
+        """The error in this direction; where the point is ill-posed, in units of F."""
         name, there = self.tensor, noise[self.tensor]
         with np.errstate(invalid="ignore", over="ignore"):
-            error = found[name].reshape(-1).astype(np.float64) - there.truth
-            along = float(error @ self.direction)
-        widened, _ = first_look(name, rounded[name], there)
-        return along / (there.along(self.direction) * max(1.0, widened.ratio))
+            along = float(there.error(found[name]) @ self.direction)
+        widened = first_look(name, rounded[name], there)[0].ratio
+        return along / max(1.0, widened if np.isfinite(widened) else 1.0)
 
-    def outcome(self, coarse: bool) -> Literal["confirmed", "cleared", "untold"] | None:
+    def mean(self, noise: Mapping[str, Noise]) -> float:
+        """M: the mean of z so far."""
+        return float(np.mean(self.errors)) / noise[self.tensor].along(self.direction)
+
+    def outcome(self, mean: float, coarse: bool) -> Outcome | None:
         """What its points say so far; None if more are needed."""
-        count, mean = len(self.zs), abs(float(np.mean(self.zs)))
+        count, mean = len(self.errors), abs(mean)
+        if count < LOOKS[1] and mean <= SURE:
+            return None
         if not mean <= PERSISTENT + FLUCTUATION / count**0.5:  # so NaN is confirmed
             return "confirmed"
-        if mean <= PERSISTENT and count >= LOOKS[1]:
+        if mean <= PERSISTENT:
             return "cleared"
         if count == LOOKS[-1]:
             return "untold" if coarse else "cleared"
@@ -123,7 +130,9 @@ def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
             yield replace(one.grade, confirmation=Confirmation("confirmed", np.inf, 0))
             continue
         question = _Question(name, one.direction, one.grade)
-        z = question.ask(w.found, rounded, w.noise)
+        question.errors.append(question.ask(w.found, rounded, w.noise))
+        z = question.mean(w.noise)
+        question.errors.clear()
         if abs(z) > GROSS:
             certain.add(name)
             yield replace(one.grade, confirmation=Confirmation("confirmed", z, 0))
@@ -139,15 +148,19 @@ def _asked(questions: list[_Question], w: Witness) -> Iterator[Grade]:
     while questions:
         point = w.neighbour(step(w.precision))
         truth = evaluate_spec(point, taps=w.taps)
-        if points == 0:
-            noise = noise_of_spec(point, truth, w.precision, RUNS, w.rng, w.taps)
-        noise = {name: one.at(truth[name]) for name, one in noise.items()}
+        if points < LOOKS[1]:
+            new = noise_of_spec(point, truth, w.precision, RUNS, w.rng, w.taps)
+            noise = {n: one.and_more(noise[n]) if n in noise else one for n, one in new.items()}
+        else:
+            noise = {name: one.at(truth[name]) for name, one in noise.items()}
         rounded, found = evaluate_rounded(point, w.precision, w.taps), w.evaluate(point)
         points += 1
         for one in questions:
-            one.zs.append(one.ask(found, rounded, noise))
+            one.errors.append(one.ask(found, rounded, noise))
         for one in list(questions) if points in LOOKS else ():
-            if outcome := one.outcome(coarse=w.precision.u > 2.0**-20):
+            mean = one.mean(noise)
+            if one in questions and (outcome := one.outcome(mean, w.precision.u > 2.0**-20)):
                 questions.remove(one)
-                mean = float(np.mean(one.zs))
+                if outcome == "confirmed":  # that is enough for a tensor
+                    questions = [other for other in questions if other.tensor != one.tensor]
                 yield replace(one.grade, confirmation=Confirmation(outcome, mean, points))

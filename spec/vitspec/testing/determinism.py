@@ -66,6 +66,9 @@ def difference(trial: Trial, again: Flat | None = None) -> Difference:
     """
     first, second = trial.found, again or trial.evaluate(trial.point)
     names = changed_between_runs(first, second)
+    shapes = {name: np.shape(value) for name, value in second.items()}
+    if strange := [name for name in names if np.shape(first[name]) != shapes.get(name)]:
+        return Difference(f"{RANDOM} ({strange[0]} is not there again)", False, False)
     if names:
         third = trial.evaluate(trial.point)
         kind = _kind(trial, (first, second, third), names)
@@ -105,8 +108,9 @@ def _step(before: Flat, after: Flat, name: str) -> Array:
 
 
 def _is_rounding(trial: Trial, before: Flat, after: Flat, names: list[str]) -> bool:
-    """Whether rounding explains every change; values without a price do not count."""
-    return all(grade.conforms for grade in _grades(trial, before, after, names))
+    """Whether rounding explains every change; nobody knows, where none has a price."""
+    grades = _grades(trial, before, after, names)
+    return bool(grades) and all(grade.conforms for grade in grades)
 
 
 def _grades(trial: Trial, before: Flat, after: Flat, names: list[str]) -> list[Grade]:

@@ -194,6 +194,11 @@ class Subject:
         taps = {name: found.pop(name) for name in list(found) if name != "logits"}
         if strange := [f"{n}: {x.dtype}" for n, x in taps.items() if not is_real(x.dtype)]:
             raise AdapterError(f"{self.name}.forward gave no real numbers: {', '.join(strange)}")
+        if self.spec in FAMILIES and (taken := taps.keys() & {"image", *point.params}):
+            raise AdapterError(
+                f"{self.name}.forward returned {', '.join(sorted(taken)[:3])}, names of gradients; "
+                "call an intermediate value something else"
+            )
         return self._checked("forward", found, {"logits": point.cotangent.shape}, point) | taps
 
     def vjp(self, point: Point) -> Flat:

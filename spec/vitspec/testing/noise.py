@@ -27,6 +27,8 @@ from vitspec.typing import Array
 
 SUSPICION = 4.0
 """A z that correct code reaches rarely."""
+LARGE = 1e100
+"""Truths beyond this are taken in another unit."""
 DIRECTIONS = 8
 """Entries of one tensor that are suspected, the furthest off first."""
 
@@ -37,41 +39,50 @@ class Noise:
 
     Attributes:
         runs: the distances of the runs from the truth, shape (algorithms, runs, entries).
-        truth: the truth, flat, float64.
+        truth: the truth, flat, float64, in units of `unit`.
         rows: how many rows it has; a row is an entry of the first axis, if there are several axes.
         precision: what the runs err like.
+        unit: a power of two, other than 1 where squares would overflow.
     """
 
     runs: Array
     truth: Array
     rows: int
     precision: Precision
+    unit: float = 1.0
 
     @classmethod
     def of(
         cls, truth: Array, runs: Sequence[Array], algorithms: int, precision: Precision
     ) -> Noise:
         """The noise of runs that take the algorithms in turns."""
-        flat = np.asarray(truth, np.float64).reshape(-1)
-        distances = np.stack([run.reshape(-1).astype(np.float64) - flat for run in runs])
+        largest = float(np.abs(truth).max(initial=0.0))
+        unit = 2.0 ** np.floor(np.log2(largest)) if largest > LARGE else 1.0
+        flat = np.asarray(truth, np.float64).reshape(-1) / unit
+        distances = np.stack([run.reshape(-1).astype(np.float64) / unit - flat for run in runs])
         by_algorithm = np.stack([distances[i::algorithms] for i in range(algorithms)])
         rows = truth.shape[0] if truth.ndim > 1 and truth.size else 1
-        return cls(by_algorithm, flat, rows, precision)
+        return cls(by_algorithm, flat, rows, precision, unit)
 
     def and_more(self, other: Noise) -> Noise:
         """The noise of these runs and of others at the same point."""
         runs = np.concatenate([self.runs, other.runs], axis=1)
-        return Noise(runs, self.truth, self.rows, self.precision)
+        return replace(self, runs=runs)
 
     def at(self, truth: Array) -> Noise:
         """The same noise at a neighbouring point."""
-        return replace(self, truth=np.asarray(truth, np.float64).reshape(-1))
+        return replace(self, truth=np.asarray(truth, np.float64).reshape(-1) / self.unit)
+
+    def error(self, value: Array) -> Array:
+        """How far a value is from the truth, flat, in units of `unit`."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(value.reshape(-1).astype(np.float64) / self.unit - self.truth)
 
     def price(self) -> Price:
         """The price by all runs, as `vitspec.testing.tolerance` has it."""
         truth = self.truth.reshape(self.rows, -1)
         runs = [sizes(run.reshape(truth.shape)) for one in self.runs for run in one]
-        return Price.of(sizes(truth), runs, self.precision.u)
+        return Price.of(sizes(truth), runs, self.precision.u).scaled(self.unit)
 
     def of_entries(self) -> Array:
         """s of every entry."""
@@ -95,8 +106,9 @@ class Noise:
 
 
 def _largest(squares: Array) -> Array:
-    """The root of the mean over runs, of the algorithm where it is largest."""
-    return np.asarray(np.sqrt(squares.mean(axis=1).max(axis=0)))
+    """The root of the mean over runs, of the algorithm where it is largest; infinite if unknown."""
+    root = np.asarray(np.sqrt(squares.mean(axis=1).max(axis=0)))
+    return np.where(np.isfinite(root), root, np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +132,17 @@ def first_look(tensor: str, value: Array, noise: Noise) -> tuple[Grade, tuple[Su
         value: what the implementation computed.
         noise: of this tensor at this point.
     """
-    truth = noise.truth
-    with np.errstate(invalid="ignore", over="ignore"):
-        error = value.reshape(-1).astype(np.float64) - truth
+    truth, error = noise.truth, noise.error(value)
     if not error.size:
         return Grade(tensor, "entry", 0.0, 0.0, 0.0), ()
     if not np.isfinite(error).all():
         grade = _grade(tensor, "entry", np.inf, float(noise.of_entries().max()), noise)
         return grade, (Suspicion(grade),)
-    looks = [*_entries(tensor, error, noise), _row(tensor, error, noise)]
-    for metric, direction in (("norm", error), ("scale", truth)):
-        if (length := float(np.linalg.norm(direction))) > 0:
-            looks.append(_linear(tensor, metric, direction / length, error, noise))
+    with np.errstate(over="ignore"):  # a mistake may be any number of deviations away
+        looks = [*_entries(tensor, error, noise), _row(tensor, error, noise)]
+        for metric, direction in (("norm", error), ("scale", truth)):
+            if (length := float(np.linalg.norm(direction))) > 0:
+                looks.append(_linear(tensor, metric, direction / length, error, noise))
     suspicions = tuple(look for look in looks if not look.grade.conforms)
     return worst([look.grade for look in looks]), suspicions
 

@@ -190,6 +190,7 @@ class NoisyArithmetic:
         """The result of an operation, moved by up to its rounding; in place if it is an array."""
         magnitude: Any = np.abs(result)
         if ufunc is not np.matmul and ufunc.__name__ in self.primitives:
+            magnitude = np.ones_like(magnitude) if ufunc is np.tanh else magnitude
             magnitude = magnitude * magnitude.dtype.type(self.primitives[ufunc.__name__])
         if ufunc is np.matmul and self.precision.products_only:
             factors = [self._moved(x, np.abs(x), self.precision.u) for x in inputs]

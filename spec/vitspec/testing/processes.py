@@ -23,7 +23,7 @@ from typing import Any
 from vitspec.testing.adapter_errors import AdapterError
 from vitspec.testing.diagnosis.diagnosis import Diagnosis
 from vitspec.testing.isolation import RemoteSubject
-from vitspec.testing.isolation.remote import adopt_orphans
+from vitspec.testing.isolation.remote import adopt_orphans, end_all
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import Place, Result
 from vitspec.testing.run import again, begin, new_report, plan, run_unit
@@ -220,8 +220,7 @@ def _begin_judge() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    for subject in _subjects.values():
-        subject.end()
+    end_all()
     os._exit(128 + number)
 
 
@@ -272,7 +271,10 @@ def _run_units(
         results += found
     if trouble := subject.why_ended:
         return results, "", trouble
-    return results, subject.taken_output(), ""
+    try:
+        return results, subject.taken_output(), ""
+    except AdapterError:  # it ended after its last answer
+        return results, "", subject.why_ended
 
 
 def _diagnose(target: str, dtype: str | None, seed: int, timeout: float) -> Diagnosis:

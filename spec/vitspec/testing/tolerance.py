@@ -1,4 +1,7 @@
-"""How far a correct implementation may be from the truth: error, price and bound.
+"""How far a correct implementation may be from the truth, by norms: error, price and bound.
+
+This is the rule where no run can be kept entry by entry: at full size, for the shipped vectors,
+and for laws. At small points `vitspec.testing.noise` looks closer.
 
 There is no absolute tolerance. For an implementation that computes in a precision of unit roundoff
 u, at inputs that are exact in that precision:
@@ -108,7 +111,7 @@ class Confirmation:
     """What new points said of a suspicion (`vitspec.testing.confirmation`).
 
     Attributes:
-        outcome: `confirmed`, `cleared`, or, in 16 bits, `untold`: the precision is too coarse.
+        outcome: `confirmed`, `cleared`, or `untold`: the precision is too coarse to tell.
         mean: the mean of z, with its sign, over the new points; at the first one if there are none.
         points: how many.
     """
@@ -191,7 +194,7 @@ def grade(tensor: str, value: Array, truth: Array, price: Price, factor: float =
 
 def worst(grades: Sequence[Grade]) -> Grade:
     """The verdict furthest over its bound."""
-    return max(grades, key=lambda g: (not g.conforms, g.ratio))
+    return max(grades, key=lambda g: (not g.conforms, not g.untold, g.ratio))
 
 
 def _own_or_cancelled(size: Any, noise: float, u: float) -> Any:

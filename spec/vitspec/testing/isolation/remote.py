@@ -46,6 +46,7 @@ class TargetProcess:
         self._process = context.Process(target=serve, args=(theirs, target, dtype))
         # It may have children of its own, so it is no daemon; `multiprocessing` would wait for it.
         self._finalize = Finalize(self, _end, (self._process,), exitpriority=100)
+        _started.append(self)
         self._process.start()
         theirs.close()
 
@@ -81,6 +82,9 @@ class TargetProcess:
             raise ProcessEndedError(self.why_ended) from None
         finally:
             answered.set()
+            watch.join()
+        if hung.is_set():  # its time was over just as it answered
+            raise self._ended(where, hung=True)
         if error is not None:
             raise AdapterError(shown(error, str), str(data.get("raised", "")))
         return answer, arrays
@@ -113,6 +117,15 @@ class TargetProcess:
             )
         self.end()
         return ProcessEndedError(self.why_ended)
+
+
+_started: list[TargetProcess] = []
+
+
+def end_all() -> None:
+    """End every process of an implementation that this one has started."""
+    for process in _started:
+        process.end()
 
 
 class RemoteSubject(Subject):

@@ -59,7 +59,7 @@ def send_answer(connection: Connection, data: Any, arrays: Mapping[str, Array]) 
     Raises:
         AdapterError: an array has something else than numbers.
     """
-    plain = {name: np.ascontiguousarray(_number(name, array)) for name, array in arrays.items()}
+    plain = {name: np.asarray(_number(name, array), order="C") for name, array in arrays.items()}
     shapes = [[name, array.dtype.str, list(array.shape)] for name, array in plain.items()]
     connection.send_bytes(json.dumps({"data": data, "arrays": shapes}).encode())
     views = [array.reshape(-1).view(np.uint8).data for array in plain.values()]

@@ -32,9 +32,14 @@ def kind_of(result: Result) -> str:
     return "laws" if suite == "law" and check not in ("forward", "vjp") else ""
 
 
-def compared(results: Iterable[Result]) -> dict[str, int]:
-    """At how many places each kind was compared; a kind that nowhere was is left out."""
-    places = {(kind_of(r), r.place) for r in results if r.status in COMPARED}
+def compared(results: Iterable[Result], also: tuple[str, ...] = ()) -> dict[str, int]:
+    """At how many places each kind was compared; a kind that nowhere was is left out.
+
+    Args:
+        results: all.
+        also: further statuses that count.
+    """
+    places = {(kind_of(r), r.place) for r in results if r.status in (*COMPARED, *also)}
     count = Counter(kind for kind, _ in places if kind)
     return {kind: count[kind] for kind in KINDS if count[kind]}
 
@@ -46,7 +51,8 @@ def needed(kind: str, asked: int) -> int:
 
 def shortfalls(asked: Mapping[str, int], results: Sequence[Result]) -> list[str]:
     """Of which kinds too little was compared, and why, a line each."""
-    count, lines = compared(results), []
+    # What rounding is too large to decide was compared all the same.
+    count, lines = compared(results, also=("undecided",)), []
     for kind, of in asked.items():
         if (found := count.get(kind, 0)) < needed(kind, of):
             text = f"{kind}: {found or 'none'} of {of} cases compared, {needed(kind, of)} needed"

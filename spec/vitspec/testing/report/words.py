@@ -90,6 +90,6 @@ def first_departure(target: str, result: Result) -> str:
     return printable(f"{target}: {departs(result)}: {described(worst_tensors(result)[0])}")
 
 
-def badness(g: Grade) -> tuple[bool, float]:
+def badness(g: Grade) -> tuple[bool, bool, float]:
     """Orders verdicts, the furthest off last; NaN is as bad as can be."""
-    return not g.conforms, g.ratio if not np.isnan(g.ratio) else float("inf")
+    return not g.conforms, not g.untold, g.ratio if not np.isnan(g.ratio) else float("inf")

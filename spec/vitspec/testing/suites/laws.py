@@ -31,9 +31,9 @@ def determinism(trial: Trial) -> Result:
 
 def linearity(trial: Trial) -> Result:
     """The gradients of two cotangents add up."""
-    own = trial.point.cotangent
+    own, rng = trial.point.cotangent, trial.stream("linearity")
     # Multiples of 1/8 up to 4: their sums are exact in every precision.
-    g, h = (trial.rng.integers(-32, 33, size=own.shape) / 8 for _ in range(2))
+    g, h = (rng.integers(-32, 33, size=own.shape) / 8 for _ in range(2))
     if not np.any(g) or not np.any(h):
         g, h = g + 1, h - 1
     cotangents = [x.astype(own.dtype) for x in (g, h, g + h)]
@@ -92,7 +92,7 @@ class Laws(Numbered):
 
 def permuted(trial: Trial) -> Iterator[Result]:
     """Every permutation that leaves the function alone."""
-    for law in permutations(trial.point, trial.rng):
+    for law in permutations(trial.point, trial.stream("permutations")):
         found = law.restore(trial.evaluate(law.point))
         names = [name for name in trial.prices if name in found]
         grades = [trial.compare(name, found[name], trial.found[name]) for name in names]

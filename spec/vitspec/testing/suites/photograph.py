@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.families import Config
+from vitspec.testing.families import KINK_MARGIN, Config
 from vitspec.testing.implementations import Subject
 from vitspec.testing.photograph import load_photograph
 from vitspec.testing.reference import Point
@@ -15,9 +15,6 @@ from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Index, Suite, against_the_truth
 from vitspec.testing.trial import Trial
-
-RUNS = 2
-"""Noise runs at full size, where each has millions of roundings to average over."""
 
 
 class Photograph(Suite):
@@ -55,4 +52,5 @@ def photograph_trial(subject: Subject, seed: int, config: Config | None = None) 
     del params  # frees their memory before the point is made anew
     point = point.away_from_kinks().rounded(subject.precision)
     description = f"the photograph, {config!r}"
-    return Trial(subject, point, rng, RUNS, Place("photograph"), description)
+    place = Place("photograph")
+    return Trial(subject, point, rng, place=place, description=description, margin=KINK_MARGIN)
