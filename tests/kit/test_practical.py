@@ -58,6 +58,7 @@ from vitspec.testing.precision import (
     PRECISIONS,
     NoisyArithmetic,
     RoundingArithmetic,
+    primitives_of,
     rounded,
 )
 from vitspec.testing.reference import Point, SpecImplementation, evaluate_spec, trace_taps
@@ -419,8 +420,9 @@ def test_only_what_says_so_is_given_images_of_another_size():
     (only,) = results(Own(NAME))
     assert only[:2] == ("interpolation.supports", "skipped")
     assert "supports_size" in only[2]
-    found = results(Wide(NAME))
-    assert {status for _, status, _ in found} == {"passed", "skipped"}
+    found = results(Wide(NAME))  # cases are drawn within what it takes
+    assert {status for _, status, _ in found} <= {"passed", "skipped"}
+    assert [status for _, status, _ in found].count("passed") >= 6
     assert all("is not wide" in reason for _, status, reason in found if status == "skipped")
     assert {status for _, status, _ in results(Wrong(NAME))} == {"errored"}
     assert results(SpecImplementation("vit")) == []
@@ -617,7 +619,7 @@ def test_every_smoke_configuration_is_tried():
     assert shape == SMOKE_IMAGE
     report = check(Picky(NAME), cases=8, laws=0)
     assert report.conforms, str(report)
-    assert report.count()["skipped"]
+    assert report.compared["forward"] == 8  # each was drawn within what it supports
 
 
 # ---- strategies ----------------------------------------------------------------------------------

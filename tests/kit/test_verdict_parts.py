@@ -333,7 +333,7 @@ def test_asking_for_an_interpolation_that_is_not_there_says_why(spec):
 def test_results_of_check_are_in_the_order_of_the_command():
     report = check(SpecImplementation("vit"), cases=2, laws=1)
     suites = list(dict.fromkeys(r.place.suite for r in report.results))
-    assert suites == ["case", "law", "ill-formed"]
+    assert suites == ["case", "degenerate", "law", "ill-formed"]
 
 
 def test_what_is_cut_from_long_lines_is_counted():

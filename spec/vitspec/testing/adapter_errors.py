@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-LONGEST = 300
-"""Characters of a foreign message that are shown."""
+LONGEST, WHOLE = 300, 20_000
+"""Characters that are shown of a foreign object, and of an exception's own message."""
 
 
 class AdapterError(RuntimeError):
@@ -34,7 +34,7 @@ class ProcessEndedError(AdapterError):
     """The implementation's process is gone: it crashed, left, or was ended because it hung."""
 
 
-def shown(value: Any, how: Callable[[Any], Any] = repr) -> str:
+def shown(value: Any, how: Callable[[Any], Any] = repr, longest: int = LONGEST) -> str:
     """A foreign object in a short line, even if it cannot be printed."""
     try:
         text = " ".join(str.__str__(how(value)).split())
@@ -42,12 +42,12 @@ def shown(value: Any, how: Callable[[Any], Any] = repr) -> str:
         raise
     except BaseException:  # whatever its own __repr__ or __str__ raises
         text = f"<{_class_name(value)} that cannot be printed>"
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def raised(error: BaseException) -> str:
     """An exception in a line: its class and its message."""
-    text = shown(error, str)
+    text = shown(error, str, WHOLE)
     return f"{_class_name(error)}: {text}" if text else _class_name(error)
 
 
@@ -75,7 +75,7 @@ class guarded:  # noqa: N801 - it is called as a function
         if type(error) in (AdapterError, ProcessEndedError):
             return
         on = "" if self.where is None else f" on {shown(self.where, str)}"
-        name, text = _class_name(error), shown(error, str)
+        name, text = _class_name(error), shown(error, str, WHOLE)
         raise AdapterError(f"{self.what} raised {name}{on}: {text}", name) from error
 
 

@@ -205,5 +205,6 @@ def _own_or_cancelled(size: Any, noise: float, u: float) -> Any:
 def _ratio(error: Any, size: Any) -> Any:
     """error / size; 0 where both are 0, infinite where only the size is, or for NaN."""
     error, size = np.asarray(error, np.float64), np.asarray(size, np.float64)
-    ratio = np.divide(error, size, out=np.zeros(error.shape), where=size != 0)
+    with np.errstate(over="ignore"):  # a mistake may be any number of bounds away
+        ratio = np.divide(error, size, out=np.zeros(error.shape), where=size != 0)
     return np.where(~np.isfinite(error) | ((size == 0) & (error != 0)), np.inf, ratio)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,8 +28,9 @@ from vitspec.models.conditions import PLAIN, Conditions
 from vitspec.models.vision_transformer import VisionTransformer
 from vitspec.models.vision_transformer_parameters import parameter_shapes
 from vitspec.testing.families.family import ORIENTATIONS, DrawnCase, Family, Shape
+from vitspec.testing.families.options import OPTIONS, POOLS
 from vitspec.typing import Array
-from vitspec.vision_transformer_config import Activation, VisionTransformerConfig
+from vitspec.vision_transformer_config import VisionTransformerConfig
 
 NAME = "vision-transformer"
 """What an implementation claims to be."""
@@ -145,16 +146,6 @@ INTERPOLATED = VisionTransformerCase(
     seed=0, batch=2, image_size=(10, 4),
 )  # fmt: skip
 """For what interpolates positions: more rows of patches, fewer columns."""
-
-POOLS = (("cls", True), ("mean", True), ("mean", False), ("cls_mean", True))
-"""What is classified, and whether there is a CLS token."""
-
-OPTIONS: tuple[tuple[dict[str, Any], ...], ...] = (
-    tuple({"activation": name} for name in get_args(Activation)),
-    tuple({"layer_norm_eps": eps} for eps in (1e-12, 1e-6, 1e-5)),
-    tuple({"pool": pool, "cls_token": cls_token} for pool, cls_token in POOLS),
-    *(({name: True}, {name: False}) for name in ("qkv_bias", "output_bias", "layer_scale")),
-)
 
 BACKWARD_ORDER = (
     "head.bias", "head.weights", "final_norm_beta", "final_norm_gamma", "layer_scale2", "ffn.b2",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.adapter_errors import AdapterError, ProcessEndedError, guarded, shown
+from vitspec.testing.adapter_errors import WHOLE, AdapterError, ProcessEndedError, guarded, shown
 from vitspec.testing.description import Description
 from vitspec.testing.families import Config
 from vitspec.testing.identities.naming import Naming, Stored
@@ -86,7 +86,7 @@ class TargetProcess:
         if hung.is_set():  # its time was over just as it answered
             raise self._ended(where, hung=True)
         if error is not None:
-            raise AdapterError(shown(error, str), str(data.get("raised", "")))
+            raise AdapterError(shown(error, str, WHOLE), str(data.get("raised", "")))
         return answer, arrays
 
     def end(self) -> None:

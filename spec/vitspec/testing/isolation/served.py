@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vitspec.testing.adapter_errors import AdapterError, raised, shown
+from vitspec.testing.adapter_errors import WHOLE, AdapterError, raised, shown
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import Subject
 from vitspec.testing.isolation.wire import receive_call, send_answer
@@ -80,7 +80,7 @@ def serve(connection: Connection, target: str, dtype: str | None) -> None:
             send_answer(connection, data, arrays)
         except BaseException as error:  # Ctrl-C does not come here: it raised that itself
             if isinstance(error, AdapterError):
-                said = {"error": shown(error, str), "raised": error.raised}
+                said = {"error": shown(error, str, WHOLE), "raised": error.raised}
             else:
                 said = {"error": f"{target!r}: {method} raised {raised(error)}"}
             send_answer(connection, said, {})

@@ -107,10 +107,11 @@ COARSER = {
 """For a precision: the coarser ones, by how many bits they are shorter, and what to do."""
 WORST_OF_RUNS = 1.5
 """Bits by which a price, the worst of several runs, is above the error of one."""
-LIKE = 2.0
+LIKE = 1.0
 """Bits by which the median may differ."""
 SPREAD = 3.6
-"""Bits within which most tensors lie. A mistake spares some of them, and ruins others."""
+"""Bits within which most tensors lie. A mistake spares some of them, and ruins others. (The worst
+entry of a few is one that ought to be nearly zero: the topmost fifth does not count.)"""
 MANY = 10
 """Tensors that it takes to tell."""
 
@@ -130,7 +131,7 @@ def looks_like(report: Report) -> str:
     ]
     if len(grades) < MANY:
         return ""
-    low, median, high = np.quantile([np.log2(g.error / g.price) for g in grades], (0.1, 0.5, 0.9))
+    low, median, high = np.quantile([np.log2(g.error / g.price) for g in grades], (0.1, 0.5, 0.8))
     for name, (shorter, advice) in COARSER.get(report.dtype, {}).items():
         if high - low <= SPREAD and abs(median - (shorter - WORST_OF_RUNS)) <= LIKE:
             return f"looks like {name} arithmetic, not {report.dtype}: {advice}"
