@@ -21,6 +21,7 @@ from vitspec.testing.adapters.peers.maps_torch import PRACTICAL_MAPS
 from vitspec.testing.adapters.peers.peer import Deviation, Peer
 from vitspec.testing.adapters.peers.registry import PEERS
 from vitspec.testing.declared import KINDS
+from vitspec.testing.degenerate import KINDS as POINTS
 from vitspec.testing.diagnosis import points
 from vitspec.testing.families import FAMILIES
 from vitspec.testing.families.practical import INTERPOLATED, TELLING_CASES
@@ -172,9 +173,10 @@ def test_what_is_not_supported_is_named_with_what_is():
 def test_the_kit_checks_at_the_closest_configuration():
     report = check(Limited(), cases=2, laws=1, photograph=False)
     assert report.conforms, report
-    assert not report.count()["skipped"]
+    skipped = {str(result.place) for result in report.results if result.status == "skipped"}
+    assert skipped == {"degenerate large-gelu-tanh", "degenerate large-quick-gelu"}  # not in `ONLY`
     for result in report.results:
-        if result.place.suite in ("case", "law"):
+        if result.place.suite in ("case", "law", "degenerate") and result.status != "skipped":
             assert "pool='cls'" in result.point
             assert "qkv_bias=True" in result.point
 
@@ -185,6 +187,8 @@ def test_without_a_closest_one_such_cases_are_moved_to_what_is_supported():
     limited.supports = lambda config: None if (config.image_h, config.image_w) == (4, 6) else "no"
     report = check(limited, cases=3, interpolations=1, laws=0, ill_formed=False)
     assert report.compared == {"forward": 3, "gradients": 3, "interpolation": 1}
+    assert {r.place.index for r in report.results if r.place.suite == "degenerate"} == {*POINTS}
+    assert not report.count()["skipped"]
     assert all("image_h=4, image_w=6" in result.point for result in report.results)
 
 
@@ -292,7 +296,9 @@ def wrong():
     return finding.planted_implementation("patch-bias-gradient-averaged")
 
 
-BIAS = Deviation(("vjp.patch_embed.bias",), "choice", "averaged over the patches")
+BIAS = Deviation(
+    ("vjp.patch_embed.bias", "degenerate.vjp.patch_embed.bias"), "choice", "averaged over patches"
+)
 
 
 def aligned():
@@ -314,9 +320,12 @@ def test_what_is_declared_with_a_peer_is_excused(peers, declared):
     reports = peer_reports.grade_here("mine", SMALL)
     assert [r.dtype for r in reports] == ["float32", "float64"]
     assert [r.conforms for r in reports] == [declared] * 2
+    degenerate = {r.place for r in reports[0].results if r.place.suite == "degenerate"}
+    assert degenerate
     graded = peer_reports.Graded(peer(), tuple(reports))
     row = peer_reports.rows(graded)[0]
-    assert (row.passed, row.failed + row.declared) == (1, 1)
+    count = 1 + len(degenerate)  # the case and the points: the forward passes, the gradients depart
+    assert (row.passed, row.failed + row.declared) == (count, count)
     assert bool(row.declared) is declared
     assert row.worst.endswith("(patch_embed.bias)")
     assert row.verdict == ("departs, as declared" if declared else "does not conform")
@@ -329,7 +338,9 @@ def test_a_declaration_of_what_does_not_depart_any_more_fails(peers):
     peers(peer(deviations=(BIAS,)))
     report = peer_reports.grade_here("mine", SMALL)[0]
     assert report.verdict == "does not conform"
-    assert report.count()["xpassed"] == 1
+    mended = {result.check for result in report.results if result.status == "xpassed"}
+    assert mended == {"vjp", "degenerate.vjp"}
+    assert {result.check for result in report.results} - mended >= {"forward", "degenerate.forward"}
 
 
 def test_a_peer_that_is_not_installed_is_not_checked(peers):

@@ -114,10 +114,10 @@ def inline(monkeypatch):
     monkeypatch.setattr(processes, "_subject", lambda target, dtype, _: Here(find(target), dtype))
 
 
-def run(command, file):
+def run(command, file, codes=(1, 3)):
     """What `vitspec` with these words ends with, and what it found."""
     done = CliRunner().invoke(app, [*command, "--json", str(file)])
-    assert done.exit_code in (1, 3), done.output
+    assert done.exit_code in codes, done.output
     (report,) = json.loads(file.read_text())["implementations"]
     return done.exit_code, report
 
@@ -191,8 +191,17 @@ def test_an_identity(inline, adapters, tmp_path, more):
 
 @pytest.mark.parametrize("more", ["", "--only ill-formed.numClasses_ne0", f"--config {LEAN}"])
 def test_an_ill_formed_configuration(inline, adapters, tmp_path, more):
-    command = f"check '{adapters}:Accepts' --no-photograph --cases 1 --laws 0 {more}"
-    _, report = run(shlex.split(command), tmp_path / "first.json")
+    command = f"check '{adapters}:Accepts' --no-photograph --cases 1 --laws 0 --strict {more}"
+    code, report = run(shlex.split(command), tmp_path / "first.json")
+    assert code == 1
+    assert_reproduced(report, tmp_path, {"ill-formed"})
+
+
+def test_an_ill_formed_configuration_that_is_only_reported(inline, adapters, tmp_path):
+    """It makes no exit code 1; the command that shows it alone does, or it would show nothing."""
+    command = f"check '{adapters}:Accepts' --no-photograph --no-vectors --cases 1 --laws 0"
+    code, report = run(shlex.split(f"{command} --no-degenerate"), tmp_path / "first.json", (0,))
+    assert code == 0
     assert_reproduced(report, tmp_path, {"ill-formed"})
 
 
@@ -345,7 +354,7 @@ def test_a_test_says_how_to_run_it_again(tmp_path, test):
             command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"CI": ""}
         )
 
-    first = pytest_says("test_mine.py", "-k", "vjp and not interpolation", *options)
+    first = pytest_says("test_mine.py", "-k", "vjp and not (interpolation or degenerate)", *options)
     assert first.returncode == 1, first.stdout + first.stderr
     program, *words = shlex.split(re.search(r"reproduce: (pytest .*)", first.stdout)[1])
     assert program == "pytest"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from vitspec.testing.degenerate import KINDS, Kind
-from vitspec.testing.families import AnyCase
+from vitspec.testing.drawing import known_of
+from vitspec.testing.families import AnyCase, Config
 from vitspec.testing.implementations import Subject
 from vitspec.testing.reference import Point
 from vitspec.testing.results import Result
@@ -82,12 +84,36 @@ def _drawn(
         config = settings.config or subject.closest(case.config)
         case = case if config == case.config else family.with_config(case, config)
         # What is only preferred is given up in the second half.
-        reason = subject.why_unsupported(config) or kind.why_not(config, draw < DRAWS / 2)
-        reason = reason or _too_small(subject, case)
+        reason = _why_not(subject, kind, case, prefers=draw < DRAWS / 2)
         if reason is None:
             return case, ""
         why = why or reason
+    if settings.config is None:
+        for config in _last_resorts(subject, kind):
+            case = family.with_config(case, config)
+            if _why_not(subject, kind, case, prefers=False) is None:
+                return case, ""
     return None, why
+
+
+def _last_resorts(subject: Subject, kind: Kind) -> Iterator[Config]:
+    """The small model that is known to be supported, with what the kind prefers, or only wants.
+
+    An implementation that has one size, or one value of each option, is hardly met by drawing.
+    """
+    known = known_of(subject)
+    if known is None or known.config == subject.family.full_size:
+        return
+    names = {one.name for one in fields(known.config)}
+    for wishes in ({**kind.wants, **kind.prefers}, kind.wants):
+        yield replace(known.config, **{n: value for n, value in wishes.items() if n in names})
+
+
+def _why_not(subject: Subject, kind: Kind, case: AnyCase, prefers: bool) -> str | None:
+    """Why a case will not do for the kind; None if it will."""
+    config = case.config
+    reason = subject.why_unsupported(config) or kind.why_not(config, prefers)
+    return reason or _too_small(subject, case)
 
 
 def _too_small(subject: Subject, case: AnyCase) -> str | None:
