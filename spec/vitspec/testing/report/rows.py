@@ -105,9 +105,9 @@ COARSER = {
     },
 }
 """For a precision: the coarser ones, by how many bits they are shorter, and what to do."""
-WORST_OF_RUNS = 1.5
-"""Bits by which a price, the worst of several runs, is above the error of one."""
-LIKE = 1.0
+WORST_ENTRY = 1.0
+"""Bits by which a price, of operations at their worst, is above the error of real ones."""
+LIKE = 1.2
 """Bits by which the median may differ."""
 SPREAD = 3.6
 """Bits within which most tensors lie. A mistake spares some of them, and ruins others. (The worst
@@ -133,6 +133,6 @@ def looks_like(report: Report) -> str:
         return ""
     low, median, high = np.quantile([np.log2(g.error / g.price) for g in grades], (0.1, 0.5, 0.8))
     for name, (shorter, advice) in COARSER.get(report.dtype, {}).items():
-        if high - low <= SPREAD and abs(median - (shorter - WORST_OF_RUNS)) <= LIKE:
+        if high - low <= SPREAD and abs(median - (shorter - WORST_ENTRY)) <= LIKE:
             return f"looks like {name} arithmetic, not {report.dtype}: {advice}"
     return ""
