@@ -107,7 +107,7 @@ COARSER = {
 """For a precision: the coarser ones, by how many bits they are shorter, and what to do."""
 WORST_ENTRY = 1.0
 """Bits by which a price, of operations at their worst, is above the error of real ones."""
-LIKE = 1.2
+LIKE = 1.35
 """Bits by which the median may differ."""
 SPREAD = 3.6
 """Bits within which most tensors lie. A mistake spares some of them, and ruins others. (The worst
