@@ -4,13 +4,15 @@
 
 One encoder block with its patches, positions and head, parameters and image drawn at random. The
 gradient of one weight (`encoder.layers.0.ffn.w1`) is bent: either a single entry (the one of median
-size) or the whole tensor is multiplied by 1 + e. Each tool is given e = 1, 0.1, 0.01, ... for as
-long as it objects, with its own default tolerances; before that it must accept the right gradient.
+size) or the whole tensor is multiplied by 1 + e. The smallest e that a tool objects to, with its own
+default tolerances, is found by bisection; before that it must accept the right gradient.
 
 - PyTorch's `torch.autograd.gradcheck`, float64, in its slow and its fast mode: the model made of
   PyTorch's modules.
 - JAX's `jax.test_util.check_grads`, reverse mode, float64 and float32: the model in plain JAX.
-- vitspec: one trial of `vitspec check` (forward and all gradients) on both of these.
+- vitspec: one trial of `vitspec check` (forward and all gradients) on both of these; and by the rule
+  of 0.5, which lives on here alone: an error within 4 prices and 4 u in three metrics, the price
+  being the largest error of twelve runs in which every function errs by one rounding.
 
 It needs the extras `fast` and `interop`.
 """
@@ -32,11 +34,14 @@ from vitspec.testing.adapters.peers.plain_jax import plain_jax_vit
 from vitspec.testing.adapters.peers.torch_modules import torch_encoder_vit
 from vitspec.testing.families import Case
 from vitspec.testing.implementations import Subject
+from vitspec.testing.precision import NoisyArithmetic
+from vitspec.testing.reference import _evaluate
 from vitspec.testing.report import write_atomically, write_json
 from vitspec.testing.results import environment
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import against_the_truth
-from vitspec.testing.trial import case_trial
+from vitspec.testing.tolerance import Price, Sizes, distances, grade, sizes
+from vitspec.testing.trial import Trial, case_trial
 
 CONFIG = ViTConfig(
     patch_h=4, patch_w=4, stride=4, padding=0,
@@ -44,8 +49,10 @@ CONFIG = ViTConfig(
 )  # fmt: skip
 CASE = Case("vit", CONFIG, in_channels=3, height=8, width=12, seed=0, batch=2)
 BENT = "encoder.layers.0.ffn.w1"
-LOWEST = 18
-"""Errors down to 10 to the minus this are tried."""
+LOWEST = 1e-18
+"""The smallest error that is tried."""
+STEPS = 10
+"""Bisections within the power of ten where a tool begins to object: to 0.2 %."""
 
 Bend = Callable[[Any], Any]
 """A gradient of `BENT`, as NumPy's (D, F) array -> the bent one."""
@@ -82,12 +89,17 @@ def bend_tensor(error: float) -> Bend:
 
 
 def smallest_seen(tool: Tool, make: Callable[[float], Bend]) -> float | None:
-    """The smallest power of ten that the tool objects to, going down from 1."""
+    """The smallest error that the tool objects to, going down from 1 and then by bisection."""
     seen = None
-    for exponent in range(LOWEST + 1):
-        if tool(make(10.0**-exponent)):
-            return seen
-        seen = 10.0**-exponent
+    error = 1.0
+    while error >= LOWEST and not tool(make(error)):
+        seen, error = error, error / 10
+    if seen is None or error < LOWEST:
+        return seen
+    accepted = error
+    for _ in range(STEPS):
+        middle = (accepted * seen) ** 0.5
+        accepted, seen = (middle, seen) if tool(make(middle)) else (accepted, middle)
     return seen
 
 
@@ -177,23 +189,50 @@ def jax_check_grads(dtype: str) -> Tool:
     return accepts
 
 
+def bent_trial(implementation: Any, dtype: str, bend: Bend) -> Trial:
+    """The trial of an implementation whose gradient of `BENT` is bent."""
+
+    class Bent:
+        name, version, spec = "bent", "0", "vit"
+
+        def forward(self, *arguments: Any) -> Any:
+            return implementation.forward(*arguments)
+
+        def vjp(self, *arguments: Any) -> Any:
+            d_params, d_images = implementation.vjp(*arguments)
+            return dict(d_params) | {BENT: bend(np.asarray(d_params[BENT]))}, d_images
+
+    Bent.dtype = dtype  # type: ignore[attr-defined]
+    return case_trial(Subject(Bent(), dtype), CASE)
+
+
 def vitspec_trial(implementation: Any, dtype: str) -> Tool:
-    """The forward and every gradient of one case of `vitspec check`, truth and price included."""
+    """The forward and every gradient of one case of `vitspec check`, truth and noise included."""
 
     def accepts(bend: Bend) -> bool:
-        class Bent:
-            name, version, spec = "bent", "0", "vit"
-
-            def forward(self, *arguments: Any) -> Any:
-                return implementation.forward(*arguments)
-
-            def vjp(self, *arguments: Any) -> Any:
-                d_params, d_images = implementation.vjp(*arguments)
-                return dict(d_params) | {BENT: bend(np.asarray(d_params[BENT]))}, d_images
-
-        Bent.dtype = dtype  # type: ignore[attr-defined]
-        results = against_the_truth(case_trial(Subject(Bent(), dtype), CASE), Settings())
+        results = against_the_truth(bent_trial(implementation, dtype, bend), Settings())
         return all(result.status == "passed" for result in results)
+
+    return accepts
+
+
+def rule_of_0_5(implementation: Any, dtype: str) -> Tool:
+    """The same by the rule of version 0.5."""
+
+    def accepts(bend: Bend) -> bool:
+        trial = bent_trial(implementation, dtype, bend)
+        rng = np.random.default_rng([CASE.seed, 3])
+        noise: dict[str, list[Sizes]] = {name: [] for name in trial.truth}
+        for run in range(12):
+            erring = NoisyArithmetic(trial.precision, rng, run % 2 == 1, primitives={})
+            found = _evaluate(trial.point, lambda x, e=erring: e.array(x.astype(np.float64)), False)
+            for name, truth in trial.truth.items():
+                noise[name].append(distances(np.asarray(found[name]), truth))
+        u = trial.precision.u
+        return all(
+            grade(n, trial.found[n], truth, Price.of(sizes(truth), noise[n], u)).conforms
+            for n, truth in trial.truth.items()
+        )
 
     return accepts
 
@@ -207,6 +246,7 @@ def rows() -> list[Row]:
         measure("jax check_grads", "float32", jax_check_grads("float32")),
         measure("vitspec, of PyTorch", "float64", vitspec_trial(torch_vit_training, "float64")),
         measure("vitspec, of PyTorch", "float32", vitspec_trial(torch_vit_training, "float32")),
+        measure("vitspec 0.5, of PyTorch", "float32", rule_of_0_5(torch_vit_training, "float32")),
         measure("vitspec, of JAX", "float64", vitspec_trial(jax_vit, "float64")),
         measure("vitspec, of JAX", "float32", vitspec_trial(jax_vit, "float32")),
     ]
@@ -217,7 +257,7 @@ def rows() -> list[Row]:
 
 def cells(row: Row, slow: Row) -> list[str]:
     """A row as text; times also as a fraction of slow gradcheck's."""
-    seen = [f"{e:.0e}" if e is not None else "none" for e in (row.entry, row.tensor)]
+    seen = [f"{e:.1e}" if e is not None else "none" for e in (row.entry, row.tensor)]
     return [row.tool, row.dtype, *seen, f"{row.seconds:.2f}", f"{row.seconds / slow.seconds:.3f}"]
 
 
