@@ -4,15 +4,15 @@
 
 One encoder block with its patches, positions and head, parameters and image drawn at random. The
 gradient of one weight (`encoder.layers.0.ffn.w1`) is bent: either a single entry (the one of median
-size) or the whole tensor is multiplied by 1 + e. The smallest e that a tool objects to, with its own
-default tolerances, is found by bisection; before that it must accept the right gradient.
+size) or the whole tensor is multiplied by 1 + e. The smallest e that a tool objects to, with its
+own default tolerances, is found by bisection; before that it must accept the right gradient.
 
 - PyTorch's `torch.autograd.gradcheck`, float64, in its slow and its fast mode: the model made of
   PyTorch's modules.
 - JAX's `jax.test_util.check_grads`, reverse mode, float64 and float32: the model in plain JAX.
-- vitspec: one trial of `vitspec check` (forward and all gradients) on both of these; and by the rule
-  of 0.5, which lives on here alone: an error within 4 prices and 4 u in three metrics, the price
-  being the largest error of twelve runs in which every function errs by one rounding.
+- vitspec: one trial of `vitspec check` (forward and all gradients) on both of these; and by the
+  rule of 0.5, which lives on here alone: an error within 4 prices and 4 u in three metrics, the
+  price being the largest error of twelve runs in which every function errs by one rounding.
 
 It needs the extras `fast` and `interop`.
 """
