@@ -4,7 +4,7 @@ A primitive whose true value is f may return f + e with |e| <= c u s, where u is
 of the precision and s a scale that the primitive has: |f| for exp, log, roots and quotients, 1 for
 erf, erfc, tanh, the logistic function and the derivatives of tanh and GELU, |x| for activations,
 and 1 + |x u'| for the derivatives of those that are made of tanh u or of the logistic function of
-u. `ERROR` has the c: the largest error that was measured in any library, version and instruction
+u. `ERROR` has the c: the largest error that was measured in any library and instruction
 set, rounded up to a tenth; so it is one number for every machine and implementation.
 `docs/primitives.md` says what was measured, and `benchmarks/primitives.py` measures it.
 

@@ -163,6 +163,8 @@ def verdict(report: Report) -> str:
         return "departs, as declared"
     if {"interpolation.forward", "interpolation.vjp"} & {*declared}:
         return "conforms; departs at other sizes, as declared"
+    if {"degenerate.forward", "degenerate.vjp"} & {*declared}:
+        return "conforms; departs at degenerate points, as declared"
     return f"conforms, {len(declared)} declared" if declared else "conforms"
 
 
