@@ -56,6 +56,7 @@ def results_of(family, name, dtype="float64"):
 # ---- the same function -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["vitfast-scan", "vitfast-loop"])
 def test_vitfast_and_the_textbook_compute_the_same_function(family, name):

@@ -160,6 +160,7 @@ def test_what_a_low_precision_cannot_show_is_listed():
     assert "attention-causal" not in unseen
 
 
+@pytest.mark.slow
 def test_a_low_precision_is_not_pushed_to_a_decision():
     found = diagnose(SpecImplementation("vit", "bfloat16", [deviation("activation-gelu-tanh")]))
     assert {found.nearest[0].name, *found.nearest[0].same} >= {

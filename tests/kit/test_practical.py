@@ -720,6 +720,7 @@ def run(monkeypatch):
     return lambda *args: CliRunner().invoke(app, [str(a) for a in args])
 
 
+@pytest.mark.slow
 def test_the_command_checks_an_implementation(run, tmp_path):
     adapter = tmp_path / "mine.py"
     adapter.write_text(
@@ -745,6 +746,7 @@ def test_the_command_checks_an_implementation(run, tmp_path):
     assert run(*reproduced.split()[1:]).exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_preset_can_be_checked_by_the_command(run, tmp_path):
     file = tmp_path / "report.json"
     config = "d2l,image_h=32,image_w=48,embed_dim=8,hidden_dim=6,head_count=2,num_layers=1"

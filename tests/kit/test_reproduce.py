@@ -23,6 +23,8 @@ from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.run import plan
 from vitspec.testing.suites import SUITES
 
+pytestmark = pytest.mark.slow
+
 LEAN = "embed_dim=6,hidden_dim=8,head_count=2,num_layers=2,num_classes=3"
 LEAN += ",patch_h=2,patch_w=2,stride=2"
 PRACTICAL = "d2l,num_layers=1,image_h=8,image_w=8,patch_h=4,patch_w=4,embed_dim=8,head_count=2"

@@ -33,7 +33,14 @@ import numpy as np
 
 from vitspec.testing.noise import Noise, Suspicion, first_look
 from vitspec.testing.precision import Precision
-from vitspec.testing.reference import Flat, Point, evaluate_rounded, evaluate_spec, noise_of_spec
+from vitspec.testing.reference import (
+    Flat,
+    Point,
+    Reference,
+    evaluate_rounded,
+    evaluate_spec,
+    noise_of_spec,
+)
 from vitspec.testing.tolerance import Confirmation, Grade, worst
 from vitspec.typing import Array
 
@@ -92,24 +99,18 @@ class Witness:
     """What can say something about a suspicion.
 
     Attributes:
-        point: where it arose.
+        reference: what is true where it arose, and what rounding explains there.
         found: of the implementation there.
-        noise: of each tensor there.
-        precision: the implementation's.
         evaluate: the implementation.
         neighbour: a new point, moved by so much.
         rng: of the noise at new points.
-        taps: whether intermediate values are among the tensors.
     """
 
-    point: Point
+    reference: Reference
     found: Flat
-    noise: Mapping[str, Noise]
-    precision: Precision
     evaluate: Callable[[Point], Flat]
     neighbour: Callable[[float], Point]
     rng: np.random.Generator
-    taps: bool = False
 
 
 def judged(suspicions: Iterable[Suspicion], witness: Witness) -> dict[str, Grade]:
@@ -121,7 +122,7 @@ def judged(suspicions: Iterable[Suspicion], witness: Witness) -> dict[str, Grade
 
 
 def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
-    rounded = evaluate_rounded(w.point, w.precision, w.taps)
+    rounded, noise = w.reference.rounded, w.reference.more_noises
     certain, questions = set(), []
     for one in suspicions:
         name = one.grade.tensor
@@ -130,8 +131,8 @@ def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
             yield replace(one.grade, confirmation=Confirmation("confirmed", np.inf, 0))
             continue
         question = _Question(name, one.direction, one.grade)
-        question.errors.append(question.ask(w.found, rounded, w.noise))
-        z = question.mean(w.noise)
+        question.errors.append(question.ask(w.found, rounded, noise))
+        z = question.mean(noise)
         question.errors.clear()
         if abs(z) > GROSS:
             certain.add(name)
@@ -143,23 +144,24 @@ def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
 
 def _asked(questions: list[_Question], w: Witness) -> Iterator[Grade]:
     """Ask new points until each question is decided."""
+    precision, taps = w.reference.precision, w.reference.taps
     noise: dict[str, Noise] = {}
     points = 0
     while questions:
-        point = w.neighbour(step(w.precision))
-        truth = evaluate_spec(point, taps=w.taps)
+        point = w.neighbour(step(precision))
+        truth = evaluate_spec(point, taps=taps)
         if points < LOOKS[1]:
-            new = noise_of_spec(point, truth, w.precision, RUNS, w.rng, w.taps)
+            new = noise_of_spec(point, truth, precision, RUNS, w.rng, taps)
             noise = {n: one.and_more(noise[n]) if n in noise else one for n, one in new.items()}
         else:
             noise = {name: one.at(truth[name]) for name, one in noise.items()}
-        rounded, found = evaluate_rounded(point, w.precision, w.taps), w.evaluate(point)
+        rounded, found = evaluate_rounded(point, precision, taps), w.evaluate(point)
         points += 1
         for one in questions:
             one.errors.append(one.ask(found, rounded, noise))
         for one in list(questions) if points in LOOKS else ():
             mean = one.mean(noise)
-            if one in questions and (outcome := one.outcome(mean, w.precision.u > 2.0**-20)):
+            if one in questions and (outcome := one.outcome(mean, precision.u > 2.0**-20)):
                 questions.remove(one)
                 if outcome == "confirmed":  # that is enough for a tensor
                     questions = [other for other in questions if other.tensor != one.tensor]

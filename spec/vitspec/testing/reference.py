@@ -243,9 +243,7 @@ def price_spec(
 
 
 class Reference:
-    """What is true at a point and what a precision costs there, each computed once.
-
-    It does not depend on who is graded: those who come to the same point may share it.
+    """What is true at a point and what a precision costs there, each computed once, for everybody.
 
     Args:
         point: where; exact in the precision.
@@ -280,6 +278,11 @@ class Reference:
         """The same by more runs."""
         more = self._noises(MORE_RUNS, self._more_rng)
         return {name: noise.and_more(more[name]) for name, noise in self.noises.items()}
+
+    @cached_property
+    def rounded(self) -> Flat:
+        """What the specification computes where every operation is rounded to the precision."""
+        return evaluate_rounded(self.point, self.precision, self.taps)
 
     def _noises(self, runs: int, rng: np.random.Generator) -> dict[str, Noise]:
         return noise_of_spec(self.point, self.truth, self.precision, runs, rng, self.taps)

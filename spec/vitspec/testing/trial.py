@@ -108,9 +108,8 @@ class Trial:
         if not suspicions:
             return grades
         witness = Witness(
-            self.point, self.found, self.reference.more_noises, self.precision, self.evaluate,
-            self.neighbour, self._of_points, self.reference.taps,
-        )  # fmt: skip
+            self.reference, self.found, self.evaluate, self.neighbour, self._of_points
+        )
         return grades | judged(suspicions, witness)
 
     def _judged_whole(self) -> dict[str, Grade]:
