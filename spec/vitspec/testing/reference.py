@@ -231,10 +231,7 @@ def price_spec(
     dtype: Any = np.float64,
     taps: bool = False,
 ) -> dict[str, Price]:
-    """The price of every tensor; `truth` is `evaluate_spec` of the point.
-
-    No run is kept, so that this can be done at full size.
-    """
+    """The price of every tensor; no run is kept, so that this can be done at full size."""
     noise: dict[str, list[Sizes]] = {name: [] for name in truth}
     for found in noisy_runs(point, precision, runs, rng, dtype, taps):
         for name, value in truth.items():
