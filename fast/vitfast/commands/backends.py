@@ -140,7 +140,7 @@ def verdict_on(name: str, precision: str, model: str, seed: int = 0) -> Verdict:
     try:
         report = check(
             implementation, config=config_of_check(), cases=1, laws=0, ill_formed=False,
-            dtype=precision, seed=seed,
+            degenerate=False, dtype=precision, seed=seed,
         )  # fmt: skip
     except AdapterError as error:
         cause = error.__cause__

@@ -16,9 +16,11 @@ chosen at the first point, which is not among the K. So if every operation errs 
 independently and without a bias, each z_k is sub-Gaussian of
 variance 3 at most (Hoeffding), and one look rejects correct code with a probability of at most
 2 exp(-FLUCTUATION^2 / 6) = 8e-11. PERSISTENT allows for what correct code has in common at
-neighbouring points, such as the error of an approximated erf. F_k is 1, but where a point is
-ill-posed: the noise is not what the precision costs there, since the specification itself, rounded
-operation by operation, stands out in this tensor by F_k > 1 suspicions.
+neighbouring points, such as the error of an approximated erf; in a coarse precision (u > 2^-20),
+whose neighbours are so few roundings away that these persist in part, it is PERSISTENT_IF_COARSE.
+F_k is 1, but where a point is ill-posed: the noise is not what the precision costs there, since the
+specification itself, rounded operation by operation, stands out in this tensor by F_k > 1
+suspicions.
 
 A first look beyond `GROSS` needs no new point, only F at the first one.
 """
@@ -46,7 +48,7 @@ from vitspec.typing import Array
 
 LOOKS = (1, 4, 16, 64)
 """Numbers of new points after which a suspicion may be decided."""
-PERSISTENT = 2.0
+PERSISTENT, PERSISTENT_IF_COARSE = 2.0, 4.0
 FLUCTUATION = 12.0
 SURE, GROSS = 100.0, 1e4
 RUNS = 24
@@ -85,9 +87,10 @@ class _Question:
         count, mean = len(self.errors), abs(mean)
         if count < LOOKS[1] and mean <= SURE:
             return None
-        if not mean <= PERSISTENT + FLUCTUATION / count**0.5:  # so NaN is confirmed
+        persistent = PERSISTENT_IF_COARSE if coarse else PERSISTENT
+        if not mean <= persistent + FLUCTUATION / count**0.5:  # so NaN is confirmed
             return "confirmed"
-        if mean <= PERSISTENT:
+        if mean <= persistent:
             return "cleared"
         if count == LOOKS[-1]:
             return "untold" if coarse else "cleared"
