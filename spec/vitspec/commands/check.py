@@ -189,7 +189,7 @@ def _run(targets: list[str], settings: Settings, timeout: float) -> list[Report]
             display.update(task, advance=len(done.places), description=f"checking {done.target}")
             if done.target not in told and (line := _first_departure(done)):
                 told.add(done.target)
-                display.console.print(line, highlight=False, soft_wrap=True, markup=False)
+                display.console.print(line, highlight=False, markup=False)
     for one in reports.values():
         one.results.sort(key=shown_order)
     return list(reports.values())
