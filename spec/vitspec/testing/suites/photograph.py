@@ -14,7 +14,7 @@ from vitspec.testing.reference import Point
 from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Index, Suite, against_the_truth
-from vitspec.testing.trial import Trial
+from vitspec.testing.trial import FEW_RUNS, Trial
 
 
 class Photograph(Suite):
@@ -53,4 +53,4 @@ def photograph_trial(subject: Subject, seed: int, config: Config | None = None) 
     point = point.away_from_kinks().rounded(subject.precision)
     description = f"the photograph, {config!r}"
     place = Place("photograph")
-    return Trial(subject, point, rng, place=place, description=description, margin=KINK_MARGIN)
+    return Trial(subject, point, rng, FEW_RUNS, place, description, margin=KINK_MARGIN)
