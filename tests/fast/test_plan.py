@@ -399,7 +399,8 @@ def test_a_mesh_without_room_fails(monkeypatch):
 
 
 def test_compiled_and_planned_are_compared(monkeypatch):
-    monkeypatch.setattr(program, "compile_step", lambda job: compiled("fsdp"))
+    step = compiled("fsdp")  # before the name that it needs is another's
+    monkeypatch.setattr(program, "compile_step", lambda job: step)
     given = "image_h=15 image_w=12 in_channels=2 patch_h=5 patch_w=3 embed_dim=64 hidden_dim=192"
     given += " head_count=16 num_layers=3 num_classes=5"
     changes = [word for change in given.split() for word in ("--set", change)]
