@@ -35,6 +35,8 @@ RESULTS = Path(__file__).parent / "results" / "primitives.json"
 SAMPLE = 65_521
 SCREEN = 127
 LENGTHS = (16, 64, 197, 256, 768, 1024, 3072, 4096)
+GRIDS = (1, 2, 3, 5, 7, 14, 16, 24, 37, 40)
+"""The old numbers of positions of an interpolation."""
 
 
 def read(path):
@@ -111,7 +113,8 @@ def measure_rows(args, dtype, results, children):
         for e, child in children.each.items():
             if name not in child.names or e in kept:
                 continue
-            lengths = LENGTHS[:2] if args.sample else LENGTHS
+            lengths = GRIDS if name == "cubic_weights" else LENGTHS
+            lengths = lengths[:2] if args.sample else lengths
             try:
                 kept[e] = {str(n): child.ask(name, n) for n in lengths}
             except UnableError as error:

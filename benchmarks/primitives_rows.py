@@ -10,6 +10,8 @@ float64. `OPERATIONS` has each operation's scale, in terms of which an error is 
     dot         sum |a| |b|
     softmax     A (1 + max - x): the difference is rounded before exp
     layer_norm  1 + |y| + |mean| / standard deviation: what the difference loses
+    cubic_weights  the larger of both numbers of positions: coordinates are rounded, and so are off
+                by more in a larger grid; there is no drawn argument, and n is the old number
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from vitspec.layers.position_interpolation import interpolation_weights
 
 ROWS, EPSILON = 48, 1e-6
 
@@ -67,6 +71,16 @@ def _variance(x: Any, y: Any) -> tuple[Any, Any]:
     return variance, variance + np.abs(np.mean(x, -1)) * np.sqrt(variance)
 
 
+NEW_SIZES = (2, 3, 5, 8, 11, 16, 19, 27, 37, 50)
+
+
+def _cubic_weights(x: Any, y: Any) -> tuple[Any, Any]:
+    old = x.shape[-1]
+    weights = [interpolation_weights(old, new, np.dtype(np.float64)) for new in NEW_SIZES]
+    sizes = [np.full_like(one, max(one.shape)) for one in weights]
+    return np.concatenate(weights), np.concatenate(sizes)
+
+
 OPERATIONS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
     "divide": _divide,
     "sum": lambda x, y: (np.sum(x, -1), np.sum(np.abs(x), -1)),
@@ -76,6 +90,7 @@ OPERATIONS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
     "dot": lambda x, y: (np.matmul(x, y), np.matmul(np.abs(x), np.abs(y))),
     "softmax": _softmax,
     "layer_norm": _layer_norm,
+    "cubic_weights": _cubic_weights,
 }
 """Of rows x and a second factor y: the result, and the scale of its error."""
 
@@ -86,6 +101,8 @@ def worst_rows(name: str, function: Any, dtype: str, n: int, u: float) -> dict[s
     for kind, x, y in draws(n, dtype):
         if kind == "equal" and name in ("variance", "layer_norm"):
             continue  # the variance is 0: what the mean loses decides, not the operation
+        if kind != "normal" and name == "cubic_weights":
+            continue
         if name == "divide":  # neither overflow nor a result below the smallest normal number
             x, y = (np.where(np.abs(z) < 2.0**-6, 2.0**-6, z) for z in (x, y))
         wide = np.longdouble if dtype == "float64" else np.float64
@@ -111,7 +128,8 @@ def _numpy(dtype: str) -> dict[str, Any]:
     def wrapped(operation: Any) -> Any:
         return lambda x, y: operation(x.astype(dtype), y.astype(dtype))[0].astype(np.float64)
 
-    return {name: wrapped(operation) for name, operation in OPERATIONS.items()}
+    others = {name: one for name, one in OPERATIONS.items() if name != "cubic_weights"}
+    return {name: wrapped(operation) for name, operation in others.items()}
 
 
 def _torch(dtype: str) -> dict[str, Any]:
@@ -128,7 +146,13 @@ def _torch(dtype: str) -> dict[str, Any]:
         "dot": torch.matmul,
         "softmax": lambda x, y: torch.softmax(x, -1),
         "layer_norm": lambda x, y: functional.layer_norm(x, x.shape[-1:], eps=EPSILON),
+        "cubic_weights": lambda x, y: torch.cat([weights(x.shape[-1], new) for new in NEW_SIZES]),
     }
+
+    def weights(old: int, new: int) -> Any:
+        """What interpolation makes of the identity: a column for each old position."""
+        one_each = torch.eye(old, dtype=kind).reshape(1, old, old, 1)
+        return functional.interpolate(one_each, (new, 1), mode="bicubic")[0, :, :, 0].T
 
     def wrapped(function: Any) -> Any:
         def run(x: np.ndarray, y: np.ndarray) -> np.ndarray:

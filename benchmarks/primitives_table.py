@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "primitives.md"
 MODULE = ROOT / "spec" / "vitspec" / "testing" / "primitives.py"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 BEGIN, END = "_TABLE: Mapping[str, tuple[float, float, float, float]] = {", "}\n"
-CONSTANT_OF = {"divide": "divide", "dot": "dot"} | dict.fromkeys(
+CONSTANT_OF = {name: name for name in ("divide", "dot", "cubic_weights")} | dict.fromkeys(
     ["sum", "sum_first", "mean"], "sum"
 )
 SUMMED_WIDER = ("bfloat16", "float16")
@@ -54,7 +54,7 @@ def _rows(results: Results, dtype: str) -> dict[str, float]:
         if operation not in CONSTANT_OF:
             continue
         name = CONSTANT_OF[operation]
-        if name != "divide":
+        if name not in ("divide", "cubic_weights"):
             grows = 1 if dtype in SUMMED_WIDER else n if equal else math.sqrt(n)
             name, c = f"{name}_of_equal" if equal else name, c / grows
         found[name] = max(found.get(name, 0.0), c)
@@ -164,14 +164,16 @@ def _libraries(results: Results) -> str:
 
 def _of_rows(results: Results) -> str:
     """In float64 and float32: the largest error of each operation, by length."""
-    lengths = sorted({n for _, n, _ in worst_of_rows(results, "float32")})
+    lengths = sorted({n for name, n, _ in worst_of_rows(results, "float32") if name == "sum"})
     lines = ["| precision | operation | terms | " + " | ".join(map(str, lengths)) + " | library |"]
     lines.append("| --- | --- | --- |" + " ---: |" * len(lengths) + " --- |")
     for dtype in ("float64", "float32"):
         worst = worst_of_rows(results, dtype)
         for operation, equal in sorted({(o, equal) for o, _, equal in worst}):
-            if equal and operation not in ("dot", "sum", "sum_first"):
-                continue  # nothing new
+            if operation == "cubic_weights" or (
+                equal and operation not in ("dot", "sum", "sum_first")
+            ):
+                continue  # of other lengths, or nothing new
             some = [worst[operation, n, equal] for n in lengths]
             cells = " | ".join(f"{c:.1f}" for c, _ in some)
             kind = "equal" if equal else "drawn"

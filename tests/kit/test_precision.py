@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitspec import ViTSpec
+from vitspec.layers.position_interpolation import interpolation_weights
 from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.precision import (
     PRECISIONS,
@@ -15,6 +16,7 @@ from vitspec.testing.precision import (
     primitives_of,
     rounded,
 )
+from vitspec.testing.primitives import ERROR
 from vitspec.testing.tolerance import Price, distances, grade, sizes
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -101,6 +103,26 @@ def test_a_sum_that_cancels_errs_by_what_it_sums():
     assert 0.03 < np.std(product) < 0.3
     wide = [float(noisy(x, "bfloat16", seed=s).sum(axis=-1)[0]) for s in range(200)]
     assert np.std(wide) < 2.0**-8  # accumulated wider: only the result is rounded
+
+
+def test_equal_terms_among_others_round_alike():
+    """As tokens under mean pooling do beside the CLS token; met in a final shift's gradient."""
+    x = np.concatenate([[[0.3, 2.0]], np.full((99, 2), 0.7), [[-0.4, 5.0]]])
+    x[:, 1] = np.random.default_rng(0).standard_normal(101)
+    found = np.array([np.asarray(noisy(x, seed=s).sum(axis=0)) for s in range(200)])
+    noise = found.std(axis=0) / (2.0**-24 / 3**0.5 * np.abs(x).sum(axis=0))
+    assert 90 < noise[0] < 110
+    assert 9 < noise[1] < 11
+
+
+def test_interpolation_weights_err_by_roundings_of_a_coordinate():
+    weights, table = interpolation_weights(7, 5, np.dtype(float)), np.zeros((7, 7)) + np.eye(7)
+    found = np.array([np.asarray(weights @ noisy(table, seed=s)) for s in range(300)])
+    error = (found - weights).std(axis=0) * 3**0.5 * 2.0**24 / ERROR["cubic_weights"]["float32"]
+    assert np.all((error > 6) & (error < 8))  # of 7 positions
+    exact = interpolation_weights(4, 8, np.dtype(float))
+    of_exact = np.asarray(exact @ noisy(np.eye(4)))
+    assert np.all(of_exact[exact == 0] == 0)
 
 
 def test_rows_that_err_alike():

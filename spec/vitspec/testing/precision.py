@@ -10,9 +10,9 @@ every machine.
 - In `float64` and `float32` a function errs by the constant that was measured for it
   (`vitspec.testing.primitives`). A product's sums err by up to u times the sum of the terms'
   magnitudes, and by sqrt(n) times the sum where n terms do not cancel. A plain sum of n terms errs
-  by sqrt(n) times the magnitudes, and by n times that if the terms are equal, as in the gradient of
-  the last shift under mean pooling: then every addition rounds the same way, and a loop over the
-  tokens is off by as many roundings as there are tokens.
+  by sqrt(n) times the magnitudes, and by m times that if m of the terms are equal, as in the
+  gradient of the last shift under mean pooling: then these additions round the same way, and a loop
+  over the tokens is off by as many roundings as there are such tokens.
 - `bfloat16` and `float16` round each operation's result, but sum in something wider.
 - `tf32` is float32 whose matrix products round their factors to 11 bits.
 """
@@ -108,6 +108,11 @@ class Noisy(np.ndarray):
     ) -> Any:
         """Compute on plain arrays, then move the result."""
         plain = [self.arithmetic.constant(_plain(x)) for x in inputs]
+        if ufunc is np.matmul:
+            plain = [
+                value if isinstance(x, Noisy) else self.arithmetic.weights(value)
+                for x, value in zip(inputs, plain, strict=True)
+            ]
         if out:
             kwargs["out"] = tuple(_plain(x) for x in out)
         result = getattr(ufunc, method)(*plain, **kwargs)
@@ -146,7 +151,8 @@ def primitives_of(precision: Precision) -> dict[str, float]:
         return {}
     column = "float64" if precision.name == "float64" else "float32"
     own = {name: ERROR[name][column] for name in ("exp", "log", "tanh", "sqrt")}
-    return own | {"erfc": 2 * ERROR["gelu"][column], "matmul": ERROR["dot"][column]}
+    own |= {"erfc": 2 * ERROR["gelu"][column], "matmul": ERROR["dot"][column]}
+    return own | {"cubic_weights": ERROR["cubic_weights"][column]}
 
 
 NEARLY_EQUAL = 64
@@ -186,6 +192,17 @@ class NoisyArithmetic:
             return x
         return type(x)(x * (1 + self.u * self.rng.uniform(-1, 1)))
 
+    def weights(self, x: Array) -> Array:
+        """The weights of an interpolation: implementations compute them from rounded coordinates.
+
+        They err by some roundings of the largest coordinate, so by more in a large table; but not
+        where the precision holds all of them.
+        """
+        if "cubic_weights" not in self.primitives or np.array_equal(rounded(x, self.format), x):
+            return x
+        size = np.full_like(x, self.primitives["cubic_weights"] * max(x.shape))
+        return np.asarray(self._moved(x, size, self.u))
+
     def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
         """The result of an operation, moved by up to its rounding; in place if it is an array."""
         magnitude: Any = np.abs(result)
@@ -224,11 +241,19 @@ class NoisyArithmetic:
         """How far a plain sum of x may be off, in units of u."""
         if x.size == 0:
             return np.add.reduce(x, **kwargs)
-        largest = np.maximum.reduce(np.abs(x), **kwargs)
-        spread = np.maximum.reduce(x, **kwargs) - np.minimum.reduce(x, **kwargs)
         n = x.size / results
-        times = np.where(spread <= NEARLY_EQUAL * self.u * largest, n, np.sqrt(n))
+        times = np.maximum(self._alike(x, n, kwargs), np.sqrt(n))
         return np.add.reduce(np.abs(x), **kwargs) * times.astype(x.dtype)
+
+    def _alike(self, x: Array, n: float, kwargs: dict[str, Any]) -> Any:
+        """How many of the n terms of each sum are nearly the one in the middle."""
+        if not self.primitives:  # prices of the shipped vectors: all or none
+            largest = np.maximum.reduce(np.abs(x), **kwargs)
+            spread = np.maximum.reduce(x, **kwargs) - np.minimum.reduce(x, **kwargs)
+            return np.where(spread <= NEARLY_EQUAL * self.u * largest, n, 0)
+        largest = np.maximum.reduce(np.abs(x), **kwargs | {"keepdims": True})
+        near = np.abs(x - _middle(x, kwargs.get("axis"))) <= NEARLY_EQUAL * self.u * largest
+        return np.add.reduce(near, **kwargs)
 
     def _moved(self, x: Any, magnitude: Any, u: float) -> Any:
         dtype = np.asarray(x).dtype
@@ -254,6 +279,10 @@ class RoundingArithmetic(NoisyArithmetic):
             return x
         return type(x)(rounded(np.asarray(x), self.format))
 
+    def weights(self, x: Array) -> Array:
+        """The nearest that the precision holds."""
+        return rounded(x, self.format).astype(x.dtype)
+
     def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
         """The result of an operation, rounded; in place if it is an array."""
         if ufunc is np.matmul and self.precision.products_only:
@@ -267,6 +296,13 @@ class RoundingArithmetic(NoisyArithmetic):
     def move_values(self, x: Any, magnitude: Any) -> Any:
         """x rounded."""
         return rounded(x, self.format).astype(x.dtype)
+
+
+def _middle(x: Array, axis: int | tuple[int, ...] | None) -> Array:
+    """The entry of x in the middle of what is added up, in axes of size 1."""
+    axes = range(x.ndim) if axis is None else np.atleast_1d(axis) % x.ndim
+    half = [slice(n // 2, n // 2 + 1) if i in axes else slice(None) for i, n in enumerate(x.shape)]
+    return x[tuple(half)]
 
 
 def _plain(x: Any) -> Any:

@@ -39,6 +39,7 @@ _TABLE: Mapping[str, tuple[float, float, float, float]] = {
     "sqrt": (1.2, 1.5, 1.0, 1.0),
     "tanh": (7.0, 6.9, 0.5, 0.5),
     "tanh_derivative": (13.9, 13.8, 1.8, 2.0),
+    "cubic_weights": (2.8, 2.9, 0.3, 0.2),
     "divide": (1.0, 1.0, 1.0, 1.0),
     "dot": (1.1, 1.2, 1.0, 1.0),
     "dot_of_equal": (0.3, 0.3, 1.0, 1.0),
