@@ -8,13 +8,14 @@ import pytest
 from support.trials import trial_at
 from vitspec import ViTConfig
 from vitspec.testing import SpecImplementation
-from vitspec.testing.catalogue import planted
+from vitspec.testing.catalogue import Patch, planted
 from vitspec.testing.confirmation import FLUCTUATION, LOOKS, PERSISTENT
 from vitspec.testing.families import Case
 from vitspec.testing.noise import SUSPICION, Noise, first_look
 from vitspec.testing.precision import PRECISIONS
 from vitspec.testing.reference import ALGORITHMS
-from vitspec.testing.variants import VARIANTS
+from vitspec.testing.run import check
+from vitspec.testing.variants import VARIANTS, Variant
 
 FLOAT32 = PRECISIONS["float32"]
 CONFIG = ViTConfig(
@@ -229,3 +230,57 @@ def test_where_noise_says_too_little_the_specification_itself_widens_what_is_all
 
 def test_one_look_rejects_correct_code_with_less_than_a_ten_billionth():
     assert 2 * np.exp(-(FLUCTUATION**2) / 6) < 1e-10
+
+
+# ---- what would explain it -----------------------------------------------------------------------
+
+
+class Patched(SpecImplementation):
+    """The practical family with a line of its source changed."""
+
+    def __init__(self, function, old, new):
+        super().__init__("vision-transformer")
+        self.changed = Variant("changed", "a line of its source", (Patch(function, old, new),))
+
+    def forward(self, *arguments):
+        with planted(self.changed):
+            return super().forward(*arguments)
+
+    def vjp(self, *arguments):
+        with planted(self.changed):
+            return super().vjp(*arguments)
+
+
+def explanations(implementation, *cases):
+    report = check(implementation, case=cases, dtype="float32")
+    grades = [g for result in report.results for g in result.failures]
+    assert grades
+    return {g.confirmation.explanation for g in grades}
+
+
+def test_a_function_that_is_inaccurate_in_float32_is_named():
+    """Its tanh is off by 50 u, one way or the other; in float64 it is not."""
+    off = "(1 + (x.dtype == np.float32) * 50 * 2.0**-24 * np.sign(np.sin(1e4 * x))).astype(x.dtype)"
+    inaccurate = Patched(
+        "layers.gelu:_tanh_and_slope", "return np.tanh(", f"return {off} * np.tanh("
+    )
+    words = explanations(inaccurate, 0)
+    assert any(w.startswith("as if tanh erred by some ") for w in words), words
+    assert any(w.endswith("; in float64 it is right there") for w in words), words
+
+
+def test_a_small_mistake_is_told_from_rounding_by_float64():
+    epsilon = "scalars.scalar(epsilon, x.dtype)"
+    larger = Patched("layers.normalization:normalize", epsilon, f"{epsilon} + x.dtype.type(2e-7)")
+    words = explanations(larger, 0, 2) - {""}
+    assert words == {"a mistake, not rounding: in float64 it is wrong there too"}
+
+
+def test_without_float64_nothing_is_said_of_it():
+    larger = Patched(
+        "layers.normalization:normalize",
+        "return centred / std",
+        "return centred / std * x.dtype.type(1 + 2e-6)",
+    )
+    larger.dtype = ("float32",)
+    assert not any("float64" in w for w in explanations(larger, 0))

@@ -34,12 +34,12 @@ from typing import Literal
 import numpy as np
 
 from vitspec.testing.noise import Noise, Suspicion, first_look
-from vitspec.testing.precision import Precision
+from vitspec.testing.precision import Precision, RoundingArithmetic
 from vitspec.testing.reference import (
     Flat,
     Point,
     Reference,
-    evaluate_rounded,
+    evaluate_in,
     evaluate_spec,
     noise_of_spec,
 )
@@ -158,7 +158,8 @@ def _asked(questions: list[_Question], w: Witness) -> Iterator[Grade]:
             noise = {n: one.and_more(noise[n]) if n in noise else one for n, one in new.items()}
         else:
             noise = {name: one.at(truth[name]) for name, one in noise.items()}
-        rounded, found = evaluate_rounded(point, precision, taps), w.evaluate(point)
+        rounded = evaluate_in(RoundingArithmetic(precision), point, taps)
+        found = w.evaluate(point)
         points += 1
         for one in questions:
             one.errors.append(one.ask(found, rounded, noise))

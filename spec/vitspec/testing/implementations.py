@@ -176,6 +176,12 @@ class Subject:
         other.has_vjp = False
         return other
 
+    def in_precision(self, dtype: str) -> Subject:
+        """The same implementation in another of its precisions."""
+        other = copy.copy(self)
+        other.precision = PRECISIONS[dtype]
+        return other
+
     # ---- what it computes ----------------------------------------------------------------------
 
     def forward(self, point: Point) -> Flat:

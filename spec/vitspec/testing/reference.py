@@ -122,10 +122,11 @@ def evaluate_spec(point: Point, dtype: Any = np.float64, taps: bool = False) -> 
     return _evaluate(point, convert, taps)
 
 
-def evaluate_rounded(point: Point, precision: Precision, taps: bool = False) -> Flat:
-    """The same with every operation's result rounded to the precision; alike on every machine."""
-    arithmetic = RoundingArithmetic(precision)
-    found = _evaluate(point, lambda x: arithmetic.array(x.astype(np.float64)), taps)
+def evaluate_in(
+    arithmetic: NoisyArithmetic, point: Point, taps: bool = False, dtype: Any = np.float64
+) -> Flat:
+    """The same in arithmetic of another kind; `dtype` is what that computes in."""
+    found = _evaluate(point, lambda x: arithmetic.array(x.astype(dtype)), taps)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -199,11 +200,10 @@ def noisy_runs(
     for run in range(runs):
         fused, alike = ((0, 0), (1, 1), (0, 1), (1, 0))[run % ALGORITHMS]
         arithmetic = NoisyArithmetic(precision, rng, alike=bool(alike))
-        convert = lambda x: arithmetic.array(x.astype(dtype))  # noqa: B023, E731
         # What is planted, as a diagnosis does, may not reach into fused attention.
         with planted(*[FUSED] * (fused and not anything_planted())):
-            found = _evaluate(point, convert, taps)
-        yield {name: np.asarray(value) for name, value in found.items()}
+            found = evaluate_in(arithmetic, point, taps, dtype)
+        yield found
 
 
 def noise_of_spec(
@@ -279,7 +279,7 @@ class Reference:
     @cached_property
     def rounded(self) -> Flat:
         """What the specification computes where every operation is rounded to the precision."""
-        return evaluate_rounded(self.point, self.precision, self.taps)
+        return evaluate_in(RoundingArithmetic(self.precision), self.point, self.taps)
 
     def _noises(self, runs: int, rng: np.random.Generator) -> dict[str, Noise]:
         return noise_of_spec(self.point, self.truth, self.precision, runs, rng, self.taps)

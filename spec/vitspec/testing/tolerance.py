@@ -114,11 +114,14 @@ class Confirmation:
         outcome: `confirmed`, `cleared`, or `untold`: the precision is too coarse to tell.
         mean: the mean of z, with its sign, over the new points; at the first one if there are none.
         points: how many.
+        explanation: what would explain it, in words (`vitspec.testing.explanation`); "" if nothing
+            that is known does, or if another tensor at the same point was asked instead.
     """
 
     outcome: Literal["confirmed", "cleared", "untold"]
     mean: float
     points: int
+    explanation: str = ""
 
 
 @dataclass(frozen=True)

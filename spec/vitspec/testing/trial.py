@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 
 from vitspec.testing.confirmation import GROSS, Witness, judged, step
+from vitspec.testing.explanation import NEAR, explained
 from vitspec.testing.families import KINK_MARGIN, AnyCase
 from vitspec.testing.implementations import Subject
 from vitspec.testing.noise import SUSPICION, Suspicion, first_look
 from vitspec.testing.precision import Precision
 from vitspec.testing.reference import CASE_RUNS, Flat, Point, Reference
 from vitspec.testing.results import WHOLE, Place, Result, graded
-from vitspec.testing.tolerance import Confirmation, Grade, Price, grade
+from vitspec.testing.tolerance import Confirmation, Grade, Price, grade, worst
 
 CLOSE = 2.5
 """A z of the first look by which more noisy runs are worth their time."""
@@ -110,7 +111,19 @@ class Trial:
         witness = Witness(
             self.reference, self.found, self.evaluate, self.neighbour, self._of_points
         )
-        return grades | judged(suspicions, witness)
+        return grades | self._explained(judged(suspicions, witness))
+
+    def _explained(self, grades: dict[str, Grade]) -> dict[str, Grade]:
+        """The same, and for the worst what would explain it, if none is far beyond rounding."""
+        bad = [one for one in grades.values() if one.confirmation and not one.conforms]
+        if not bad or self.precision.u > 2.0**-20:
+            return grades
+        if not all(abs(one.confirmation.mean) <= NEAR for one in bad if one.confirmation):
+            return grades
+        first = worst(bad)
+        words = explained(self.subject, self.reference, self.found, self._of_points)
+        confirmation = first.confirmation and replace(first.confirmation, explanation=words)
+        return grades | {first.tensor: replace(first, confirmation=confirmation)}
 
     def _judged_whole(self) -> dict[str, Grade]:
         """The same at full size, by norms alone; what is beyond its bound must be so once more."""

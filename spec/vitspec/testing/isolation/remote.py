@@ -182,13 +182,13 @@ class RemoteSubject(Subject):
 
     def forward(self, point: Point) -> Flat:
         """See `Subject.forward`."""
-        _, found = self._call("forward", point, where=f"in forward on {point}")
+        _, found = self._call("forward", point, self.precision.name, where=f"in forward on {point}")
         taps = {name: found.pop(name) for name in list(found) if name != "logits"}
         return self._checked("forward", found, {"logits": point.cotangent.shape}, point) | taps
 
     def vjp(self, point: Point) -> Flat:
         """See `Subject.vjp`."""
-        _, found = self._call("vjp", point, where=f"in vjp on {point}")
+        _, found = self._call("vjp", point, self.precision.name, where=f"in vjp on {point}")
         expected = {name: array.shape for name, array in point.params.items()}
         return self._checked("vjp", found, {"image": point.images.shape} | expected, point)
 

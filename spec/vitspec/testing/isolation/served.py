@@ -106,13 +106,13 @@ class Server:
         """The fields of the nearest configuration."""
         return vars(self.subject.closest(config)), {}
 
-    def forward(self, point: Point) -> Answer:
+    def forward(self, point: Point, dtype: str) -> Answer:
         """See `Subject.forward`."""
-        return None, self.subject.forward(self._own(point))
+        return None, self.subject.in_precision(dtype).forward(self._own(point))
 
-    def vjp(self, point: Point) -> Answer:
+    def vjp(self, point: Point, dtype: str) -> Answer:
         """See `Subject.vjp`."""
-        return None, self.subject.vjp(self._own(point))
+        return None, self.subject.in_precision(dtype).vjp(self._own(point))
 
     def layer(self, *arguments: Any) -> Answer:
         """See `Subject.layer`."""

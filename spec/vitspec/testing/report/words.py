@@ -70,7 +70,8 @@ def how_sure(g: Grade) -> list[str]:
     points = f"{asked.points} new point{'s' * (asked.points != 1)}"
     where = points if asked.points else "the first point, beyond doubt"
     outcome = "cannot be told" if asked.outcome == "untold" else asked.outcome
-    return [f"{outcome} at {where}: {figure(abs(asked.mean))} standard deviations of rounding"]
+    sure = f"{outcome} at {where}: {figure(abs(asked.mean))} standard deviations of rounding"
+    return [sure, asked.explanation] if asked.explanation else [sure]
 
 
 def departs(result: Result) -> str:
