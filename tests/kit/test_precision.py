@@ -113,6 +113,9 @@ def test_equal_terms_among_others_round_alike():
     noise = found.std(axis=0) / (2.0**-24 / 3**0.5 * np.abs(x).sum(axis=0))
     assert 90 < noise[0] < 110
     assert 9 < noise[1] < 11
+    x[1:-1, 0] = 0  # adding 0 rounds nothing
+    found = [float(np.asarray(noisy(x, seed=s).sum(axis=0))[0]) for s in range(200)]
+    assert 9 < np.std(found) / (2.0**-24 / 3**0.5 * np.abs(x[:, 0]).sum()) < 11
 
 
 def test_interpolation_weights_err_by_roundings_of_a_coordinate():

@@ -193,12 +193,14 @@ class NoisyArithmetic:
         return type(x)(x * (1 + self.u * self.rng.uniform(-1, 1)))
 
     def weights(self, x: Array) -> Array:
-        """The weights of an interpolation: implementations compute them from rounded coordinates.
+        """The factor x of a product; if it has the weights of an interpolation, they err.
 
-        They err by some roundings of the largest coordinate, so by more in a large table; but not
-        where the precision holds all of them.
+        They are known by their sums, which are 1. Implementations compute them from coordinates,
+        whose rounding is larger in a larger table; but not where the precision holds all of them.
         """
-        if "cubic_weights" not in self.primitives or np.array_equal(rounded(x, self.format), x):
+        if "cubic_weights" not in self.primitives or not _adds_up_to_1(x):
+            return x
+        if np.array_equal(rounded(x, self.format), x):
             return x
         size = np.full_like(x, self.primitives["cubic_weights"] * max(x.shape))
         return np.asarray(self._moved(x, size, self.u))
@@ -251,9 +253,12 @@ class NoisyArithmetic:
             largest = np.maximum.reduce(np.abs(x), **kwargs)
             spread = np.maximum.reduce(x, **kwargs) - np.minimum.reduce(x, **kwargs)
             return np.where(spread <= NEARLY_EQUAL * self.u * largest, n, 0)
-        largest = np.maximum.reduce(np.abs(x), **kwargs | {"keepdims": True})
-        near = np.abs(x - _middle(x, kwargs.get("axis"))) <= NEARLY_EQUAL * self.u * largest
-        return np.add.reduce(near, **kwargs)
+        largest, middle = (
+            np.abs(x).max(kwargs.get("axis"), keepdims=True),
+            _middle(x, kwargs.get("axis")),
+        )
+        near = np.abs(x - middle) <= NEARLY_EQUAL * self.u * largest
+        return np.add.reduce(near & (middle != 0), **kwargs)  # adding 0 rounds nothing
 
     def _moved(self, x: Any, magnitude: Any, u: float) -> Any:
         dtype = np.asarray(x).dtype
@@ -280,8 +285,8 @@ class RoundingArithmetic(NoisyArithmetic):
         return type(x)(rounded(np.asarray(x), self.format))
 
     def weights(self, x: Array) -> Array:
-        """The nearest that the precision holds."""
-        return rounded(x, self.format).astype(x.dtype)
+        """The nearest that the precision holds, if x has such weights."""
+        return rounded(x, self.format).astype(x.dtype) if _adds_up_to_1(x) else x
 
     def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
         """The result of an operation, rounded; in place if it is an array."""
@@ -303,6 +308,11 @@ def _middle(x: Array, axis: int | tuple[int, ...] | None) -> Array:
     axes = range(x.ndim) if axis is None else np.atleast_1d(axis) % x.ndim
     half = [slice(n // 2, n // 2 + 1) if i in axes else slice(None) for i, n in enumerate(x.shape)]
     return x[tuple(half)]
+
+
+def _adds_up_to_1(x: Array) -> bool:
+    """Whether each row of a matrix does, or each column."""
+    return x.ndim == 2 and any(bool(np.all(np.abs(x.sum(axis=i) - 1) < 1e-9)) for i in (0, 1))
 
 
 def _plain(x: Any) -> Any:
