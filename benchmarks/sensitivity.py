@@ -11,8 +11,7 @@ own default tolerances, is found by bisection; before that it must accept the ri
   PyTorch's modules.
 - JAX's `jax.test_util.check_grads`, reverse mode, float64 and float32: the model in plain JAX.
 - vitspec: one trial of `vitspec check` (forward and all gradients) on both of these; and by the
-  rule of 0.5, which lives on here alone: an error within 4 prices and 4 u in three metrics, the
-  price being the largest error of twelve runs in which every function errs by one rounding.
+  rule of version 0.5 (`rule_of_0_5.py`).
 
 It needs the extras `fast` and `interop`.
 """
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rule_of_0_5 import conformed, prices_of_0_5
 
 from vitspec import ViTConfig
 from vitspec.testing.adapters.peers import jax_vit, torch_vit_training
@@ -34,13 +34,10 @@ from vitspec.testing.adapters.peers.plain_jax import plain_jax_vit
 from vitspec.testing.adapters.peers.torch_modules import torch_encoder_vit
 from vitspec.testing.families import Case
 from vitspec.testing.implementations import Subject
-from vitspec.testing.precision import NoisyArithmetic
-from vitspec.testing.reference import _evaluate
 from vitspec.testing.report import write_atomically, write_json
 from vitspec.testing.results import environment
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import against_the_truth
-from vitspec.testing.tolerance import Price, Sizes, distances, grade, sizes
 from vitspec.testing.trial import Trial, case_trial
 
 CONFIG = ViTConfig(
@@ -221,18 +218,7 @@ def rule_of_0_5(implementation: Any, dtype: str) -> Tool:
 
     def accepts(bend: Bend) -> bool:
         trial = bent_trial(implementation, dtype, bend)
-        rng = np.random.default_rng([CASE.seed, 3])
-        noise: dict[str, list[Sizes]] = {name: [] for name in trial.truth}
-        for run in range(12):
-            erring = NoisyArithmetic(trial.precision, rng, run % 2 == 1, primitives={})
-            found = _evaluate(trial.point, lambda x, e=erring: e.array(x.astype(np.float64)), False)
-            for name, truth in trial.truth.items():
-                noise[name].append(distances(np.asarray(found[name]), truth))
-        u = trial.precision.u
-        return all(
-            grade(n, trial.found[n], truth, Price.of(sizes(truth), noise[n], u)).conforms
-            for n, truth in trial.truth.items()
-        )
+        return conformed(trial, prices_of_0_5(trial, CASE.seed))
 
     return accepts
 
