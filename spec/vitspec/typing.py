@@ -15,8 +15,10 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
+import jaxtyping
 import numpy as np
 from beartype import beartype
 from beartype.vale import Is
@@ -91,6 +93,17 @@ def typed(function: F) -> F:
 def checked_record(cls: type[T]) -> type[T]:
     """Check a dataclass's fields whenever one is built."""
     return _jaxtyped(cls)
+
+
+@contextmanager
+def shapes_unchecked() -> Iterator[None]:
+    """Check neither shapes nor types meanwhile: half of the time of many small evaluations."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def require_one_world(where: str, values: Iterable[Any]) -> None:

@@ -24,7 +24,7 @@ from vitspec.testing.precision import (
 )  # fmt: skip
 from vitspec.testing.tolerance import Price, Sizes, distances, sizes
 from vitspec.testing.variants import FUSED
-from vitspec.typing import Array
+from vitspec.typing import Array, shapes_unchecked
 
 ALGORITHMS = 4
 """Ways of computing the specification that noisy runs take in turns."""
@@ -133,11 +133,12 @@ def evaluate_in(
 def _evaluate(point: Point, convert: Any, taps: bool) -> Flat:
     model = point.model({name: convert(leaf) for name, leaf in point.params.items()})
     images, cotangent = convert(point.images), convert(point.cotangent)
-    traces = [model.trace(image, **point.call) for image in images]
-    pairs = [
-        model.backward(image, d_logits, trace=trace, **point.call)
-        for image, d_logits, trace in zip(images, cotangent, traces, strict=True)
-    ]
+    with shapes_unchecked():  # the model has checked its parameters
+        traces = [model.trace(image, **point.call) for image in images]
+        pairs = [
+            model.backward(image, d_logits, trace=trace, **point.call)
+            for image, d_logits, trace in zip(images, cotangent, traces, strict=True)
+        ]
     found = {"logits": np.stack([trace.logits for trace in traces])}
     found["image"] = np.stack([d_image for _, d_image in pairs])
     found |= sum_over_batch([grads.to_flat() for grads, _ in pairs])
@@ -324,7 +325,8 @@ class SpecImplementation:
         """The logits, and every intermediate value."""
         zeros = np.zeros((len(images), config.num_classes), images.dtype)
         point = Point(self.spec, config, dict(params), images, zeros)
-        with planted(*self.mistakes), np.errstate(all="ignore"):  # mistakes may divide by zero
+        # Mistakes may divide by zero.
+        with planted(*self.mistakes), np.errstate(all="ignore"), shapes_unchecked():
             model = point.model({n: self._own(p) for n, p in params.items()})
             traces = [model.trace(self._own(image), **point.call) for image in images]
         logits = np.stack([trace.logits for trace in traces])

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import jaxtyping
 import numpy as np
 
 from vitspec.testing.catalogue import Deviation, planted
@@ -23,6 +22,7 @@ from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.families import Family
 from vitspec.testing.reference import CASE_RUNS, evaluate_spec, price_spec
 from vitspec.testing.tolerance import grade
+from vitspec.typing import shapes_unchecked
 
 DROP = 64.0
 """A rough ratio beyond which a deviation is out: rough prices are not wrong by so much."""
@@ -113,13 +113,8 @@ def candidates(
 @contextmanager
 def mistaken(candidate: Candidate) -> Iterator[None]:
     """The specification with the candidate's deviations; shapes are not checked, and 1/0 is inf."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)  # three quarters of the time
-    try:
-        with planted(*candidate.deviations), np.errstate(all="ignore"):
-            yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
+    with shapes_unchecked(), planted(*candidate.deviations), np.errstate(all="ignore"):
+        yield
 
 
 class Search:
