@@ -11,10 +11,13 @@ instead. The truth and the noise of a point are computed once for all of them.
 
 A line of the file `results/false_alarms.jsonl` is one check: an implementation, a precision, an
 instruction set and a seed. It is written when the check is done, so run it again and it goes on
-where it stopped, one seed at most behind. `--report` prints what is there: a table, and how far the
-tail of the largest z reaches. Set ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA, OPENBLAS_CORETYPE,
-XLA_FLAGS=--xla_cpu_max_isa=... or a number of threads for other roundings, and name the run with
-`--machine`. It needs the extras `fast` and `interop`.
+where it stopped, one seed at most behind. `--report` prints what is there, `--page` writes it into
+docs/false-alarms.md with a picture. P of the table is the probability that a check raises a
+suspicion, by Gumbel's distribution with the mean and deviation of the largest z of its checks.
+
+Set ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA, OPENBLAS_CORETYPE, XLA_FLAGS=--xla_cpu_max_isa=... or a
+number of threads for other roundings, and name the run with `--machine`. It needs the extras `fast`
+and `interop`.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from typing import Any
 os.environ["JAXTYPING_DISABLE"] = "1"  # as the processes of `vitspec check` have it
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import numpy as np
+
 from vitspec.testing import trial
 from vitspec.testing.catalogue import planted
 from vitspec.testing.finding import find
@@ -46,6 +51,7 @@ from vitspec.testing.run import plan, run_unit
 from vitspec.testing.settings import Settings
 from vitspec.testing.variants import VARIANTS
 
+PAGE = Path(__file__).parents[1] / "docs" / "false-alarms.md"
 KEPT = Path(__file__).parent / "results" / "false_alarms.jsonl"
 OTHERS = (
     "vitspec.testing.adapters.peers:torch_vit",
@@ -232,9 +238,12 @@ def main() -> None:
     parser.add_argument("--photograph", action="store_true", help="and the vectors; nothing else")
     parser.add_argument("--file", type=Path, default=KEPT)
     parser.add_argument("--report", action="store_true", help="print what is there, and end")
+    parser.add_argument("--page", action="store_true", help="and write it into its page")
     a = parser.parse_args()
-    if a.report:
+    if a.report or a.page:
         print(report(a.file))
+        if a.page:
+            write_page(a.file)
         return
     shared_references()
     what = "photograph" if a.photograph else f"{a.cases} cases"
@@ -275,24 +284,96 @@ def lines(file: Path) -> Iterator[dict[str, Any]]:
             continue  # the process ended while it wrote
 
 
-def report(file: Path) -> str:
-    """One row for each implementation, precision and instruction set."""
+# ---- what it says --------------------------------------------------------------------------------
+
+
+def grouped(file: Path) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """The checks of each precision, machine, kind of check, and implementation."""
     rows: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in lines(file):
         rows[line["dtype"], line["machine"], line["what"], line["name"]].append(line)
+    return dict(sorted(rows.items()))
+
+
+def report(file: Path) -> str:
+    """What all checks say together, and a row for each implementation."""
+    every = list(lines(file))
+    rejected = sum(bool(line["rejected"]) for line in every)
+    suspected = [one for line in every for one in line["suspected"]]
+    tensors = sum(line["tensors"] for line in every)
+    means = max((abs(one["mean"]) for one in suspected), default=0.0)
+    points = max((one["points"] for one in suspected), default=0)
+    names = len({line["name"] for line in every})
+    words = [f"{len(every):,} checks of {names} correct implementations: {rejected} rejected"]
+    if every and not rejected:
+        words.append(f", so at most {3 / len(every):.2%} of such checks are (95 %)")
+    words.append(f". {tensors:,} tensors were looked at entry by entry, ")
+    words.append(f"and {len(suspected)} were suspected")
+    if suspected:
+        words.append(f"; the largest |M| was {means:.1f}, after at most {points} points")
     text = [
-        "| precision | machine | check | implementation | checks | suspected | rejected | z |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
+        "".join(words) + ".",
+        "",
+        "| precision | machine | check | implementation | checks | suspected | rejected | z | P |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for (dtype, machine, what, name), several in sorted(rows.items()):
-        suspected = sum(len(line["suspected"]) for line in several)
+    for (dtype, machine, what, name), several in grouped(file).items():
+        number = sum(len(line["suspected"]) for line in several)
         rejected = sum(bool(line["rejected"]) for line in several)
-        largest = max(line["z"] for line in several)
+        z = [line["z"] for line in several]
+        likely = f"{suspicion_rate(z):.0e}" if len(z) >= LEAST else ""
         text.append(
-            f"| {dtype} | {machine} | {what} | {name} | {len(several)} | {suspected} | "
-            f"{rejected} | {largest:.1f} |"
+            f"| {dtype} | {machine} | {what} | {name} | {len(several)} | {number} | "
+            f"{rejected} | {max(z):.1f} | {likely} |"
         )
     return "\n".join(text)
+
+
+LEAST = 5
+"""Checks of an implementation by which a distribution is fitted."""
+
+
+def gumbel(z: list[float]) -> tuple[float, float]:
+    """Place and width of the distribution of a largest value, by its mean and deviation."""
+    width = float(np.std(z, ddof=1)) * 6**0.5 / np.pi
+    return float(np.mean(z)) - float(np.euler_gamma) * width, width
+
+
+def suspicion_rate(z: list[float]) -> float:
+    """The probability that a check raises a suspicion, by the distribution fitted to its z."""
+    place, width = gumbel(z)
+    return float(-np.expm1(-np.exp(-(SUSPICION - place) / max(width, 1e-9))))
+
+
+def draw(file: Path, picture: Path) -> None:
+    """How often the largest z of a check is beyond each z, and the fitted distribution."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for dtype in dict.fromkeys(line["dtype"] for line in lines(file)):
+        z = np.sort([x["z"] for x in lines(file) if x["dtype"] == dtype and x["tensors"]])
+        beyond = 1 - np.arange(len(z)) / len(z)
+        (dots,) = axes.semilogy(z, beyond, ".", label=f"{dtype}: {len(z)} checks")
+        if len(z) >= LEAST:
+            place, width = gumbel(z.tolist())
+            some = np.linspace(min(z), 6, 200)
+            fitted = -np.expm1(-np.exp(-(some - place) / width))
+            axes.semilogy(some, fitted, color=dots.get_color(), linewidth=0.8)
+    axes.axvline(SUSPICION, color="gray", linestyle="--", linewidth=0.8)
+    axes.text(SUSPICION, 1, " asked at new points", va="top", color="gray")
+    axes.set(xlabel="z", ylabel="share of checks whose largest z is beyond", ylim=(1e-5, 1.3))
+    axes.legend()
+    figure.savefig(picture, metadata={"Date": None})
+
+
+def write_page(file: Path) -> None:
+    """Renew the table and the picture of the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, begin, rest = text.partition("<!-- figures: benchmarks/false_alarms.py -->\n")
+    _, end, after = rest.partition("<!-- end of figures -->")
+    PAGE.write_text(f"{before}{begin}\n{report(file)}\n\n{end}{after}", encoding="utf-8")
+    draw(file, PAGE.parent / "figures" / "false-alarms.svg")
 
 
 if __name__ == "__main__":
