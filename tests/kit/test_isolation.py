@@ -202,3 +202,73 @@ def test_a_file_that_leaves_at_import_has_exit_code_3_and_one_line(command, targ
     assert done.returncode == 3, done.stdout + done.stderr
     assert "\n" not in done.stderr.strip()
     assert "mine.py:impl' ended its process while it was imported (exit code 0" in done.stderr
+
+
+IN_FORWARD = """
+class Bent(Good):
+    def forward(self, config, params, images):
+        if os.fork() == 0:
+            os.setsid()
+            forever()
+        CODE
+
+impl = Bent()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
+@pytest.mark.parametrize(
+    "code",
+    ["os._exit(1)", "forever()", "os.kill(os.getppid(), signal.SIGKILL); forever()"],
+    ids=["it leaves", "it hangs", "it kills its judge"],
+)
+def test_a_child_in_a_session_of_its_own_keeps_nobody_waiting_and_ends(code, target, tmp_path):
+    """It has the pipe to the judge open, so the judge never sees its end."""
+    mark = f"left-by-{os.getpid()}-{tmp_path.name}"
+    bent = target(IN_FORWARD.replace("CODE", code))
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "check", bent, *FEW, "--timeout", "5"],
+        capture_output=True, text=True, timeout=60, env=os.environ | {"MARK": mark},
+    )  # fmt: skip
+    assert done.returncode == 3, done.stdout + done.stderr
+    deadline = time.monotonic() + 10
+    while alive(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive(mark) == []
+
+
+def test_a_module_in_the_current_folder_is_none_of_the_judges(target, tmp_path):
+    """A wrong implementation may have left a `pickle.py` there that widens the bounds."""
+    shadow = tmp_path / "shadow"
+    shadow.mkdir()
+    (shadow / "pickle.py").write_text(
+        "import os, sys\n"
+        "sys.path[:] = [p for p in sys.path if p not in ('', os.getcwd())]\n"
+        "del sys.modules['pickle']\n"
+        "import pickle, vitspec.testing.noise as n, vitspec.testing.trial as t\n"
+        "n.SUSPICION = t.SUSPICION = 1e9\n"
+    )
+    wrong = "class Bent(Good):\n    def forward(self, *a):\n        y = super().forward(*a)\n"
+    wrong += "        return {'logits': y['logits'] * np.float32(1.01)}\nimpl = Bent()"
+    program = f"import sys; sys.path.remove(''); {COMMAND}"  # as the installed script has it
+    done = subprocess.run(
+        [sys.executable, "-c", program, "check", target(wrong), *FEW, "--only", "forward"],
+        cwd=shadow, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+
+
+def test_a_configuration_that_no_machine_holds_is_no_verdict(target):
+    """Exit code 1 would say that the implementation departs."""
+    huge = "from dataclasses import replace\nclass Bent(Good):\n"
+    huge += "    def supports(self, config):\n"
+    huge += "        return None if config.head_count == 1 else 'one head'\n"
+    huge += "    def closest(self, config):\n"
+    huge += "        return replace(config, head_count=1, num_layers=2**31 - 1)\nimpl = Bent()"
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "check", target(huge), *FEW],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "there is no verdict: InvalidParameters" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -20,6 +20,7 @@ from vitspec.commands.common import (
     fail,
     progress,
     require_writable,
+    running_implementations,
 )  # fmt: skip
 from vitspec.testing.settings import HOW, Settings
 
@@ -159,7 +160,8 @@ def _diagnosis_of(timeout: float, report: Report, result: Result) -> str | None:
 def _diagnosis(target: str, dtype: str, seed: int, timeout: float) -> str | None:
     from vitspec.testing.processes import diagnose_target
 
-    return diagnose_target(target, dtype, seed, timeout).name
+    with running_implementations():
+        return diagnose_target(target, dtype, seed, timeout).name
 
 
 def _config(text: str | None) -> Any:
@@ -181,7 +183,8 @@ def _run(targets: list[str], settings: Settings, timeout: float) -> list[Report]
     if not targets:
         fail(BROKEN, "no implementation is installed; for ours: pip install 'vitspec[fast]'")
     told: set[str] = set()
-    with progress() as display, worker_pool(min(cores(), 8)) as pool:
+    workers = min(cores(), 8)
+    with running_implementations(), progress() as display, worker_pool(workers) as pool:
         task = display.add_task("checking", total=None)
         reports = begin_targets(pool, targets, settings, timeout)
         display.update(task, total=len(plan(settings)) * len(reports))

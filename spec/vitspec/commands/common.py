@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import vitspec
+from vitspec.errors import InvalidParameters, NotWellFormed
 
 CONFORMS, MISMATCH, USAGE, BROKEN = 0, 1, 2, 3
 """Exit codes: conforms (or done); does not; wrong usage; the implementation could not be run."""
@@ -55,6 +57,23 @@ def progress() -> Iterator[Progress]:
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         yield display
+
+
+@contextmanager
+def running_implementations() -> Iterator[None]:
+    """Leave none of their processes behind; and a fault of ours is no verdict, but exit code 3."""
+    from vitspec.testing.adapter_errors import AdapterError
+    from vitspec.testing.isolation.remote import nothing_left_behind
+
+    try:
+        with nothing_left_behind():
+            yield
+    except (AdapterError, typer.Exit):
+        raise
+    except Exception as error:
+        if not isinstance(error, InvalidParameters | NotWellFormed):
+            traceback.print_exc()
+        fail(BROKEN, f"there is no verdict: {type(error).__name__}: {error}")
 
 
 def cores() -> int:

@@ -15,6 +15,7 @@ from vitspec.commands.common import (
     fail,
     progress,
     require_writable,
+    running_implementations,
 )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def diagnose(
     except ImportError as error:
         fail(BROKEN, f"{error}; this needs: python -m pip install 'vitspec[testing]'")
     try:
-        with progress() as display:
+        with running_implementations(), progress() as display:
             display.add_task(f"diagnosing {target}", total=None)
             found = diagnose_target(target, dtype, seed, timeout)
     except AdapterError as error:

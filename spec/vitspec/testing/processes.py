@@ -17,9 +17,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import vitspec
 from vitspec.testing.adapter_errors import AdapterError
 from vitspec.testing.diagnosis.diagnosis import Diagnosis
 from vitspec.testing.isolation import RemoteSubject
@@ -30,6 +32,8 @@ from vitspec.testing.run import again, begin, new_report, plan, run_unit
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites import SUITES
 
+_HOME = str(Path(vitspec.__file__).parents[1])
+"""Where vitspec is: this may be the current folder."""
 JUDGE_ENDED = "a process of the check itself ended; is there not enough memory?"
 
 
@@ -184,9 +188,12 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         "OMP_NUM_THREADS": "1",
         "JAXTYPING_DISABLE": "1",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        # A file `pickle.py` in the current folder is no part of the judges, nor is its folder.
+        "PYTHONSAFEPATH": "1",
     }
-    before = {name: os.environ.get(name) for name in settings}
+    before, path = {name: os.environ.get(name) for name in settings}, sys.path[:]
     os.environ.update(settings)
+    sys.path[:] = [one for one in path if one and (one != os.getcwd() or one == _HOME)]
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_judge)
     try:
         yield pool
@@ -195,6 +202,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        sys.path[:] = path
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

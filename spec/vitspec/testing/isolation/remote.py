@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -96,7 +98,7 @@ class TargetProcess:
     def _watch(self, answered: threading.Event, hung: threading.Event) -> None:
         """End what is left when the process is gone, or the time is over: so the pipe closes.
 
-        A child that the implementation forked has the pipe open too.
+        A child that the implementation forked has the pipe open too, in a session of its own even.
         """
         deadline = time.monotonic() + self.timeout
         while not answered.wait(LOOK):
@@ -104,7 +106,8 @@ class TargetProcess:
                 hung.set()
             if hung.is_set() or not self._process.is_alive():
                 _kill(self._process)
-                return
+                if _adopting:
+                    _end_orphans()
 
     def _ended(self, where: str, hung: bool) -> ProcessEndedError:
         there = not _gone(self._process, 1)  # its end of the pipe closes before it is gone
@@ -230,14 +233,34 @@ def adopt_orphans() -> None:
 
     Linux only; elsewhere what has left the implementation's group of processes lives on.
     """
-    if sys.platform == "linux":
-        import ctypes
+    die_with_parent = 1
+    if _prctl(die_with_parent, signal.SIGTERM) and _prctl(SET_CHILD_SUBREAPER, 1):
+        _adopting.append(True)
 
-        die_with_parent, set_child_subreaper = 1, 36
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(die_with_parent, signal.SIGTERM)  # the command was killed
-            ctypes.CDLL(None).prctl(set_child_subreaper, 1)
-            _adopting.append(True)
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """End what a judge that was killed has left of its implementations; for a command's process."""
+    before = set(_children())
+    adopts = _prctl(SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        if adopts:
+            _end_orphans(before)
+            _prctl(SET_CHILD_SUBREAPER, 0)
+
+
+SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, value: int) -> bool:
+    """Whether Linux did what it was asked for."""
+    if sys.platform != "linux":
+        return False
+    with suppress(OSError, AttributeError):
+        return bool(ctypes.CDLL(None).prctl(option, value) == 0)
+    return False
 
 
 _adopting: list[bool] = []
@@ -271,12 +294,14 @@ def _kill(process: Any) -> None:
         process.kill()
 
 
-def _end_orphans() -> None:
-    """End what has come to this process, a judge's, from implementations that are gone."""
+def _end_orphans(before: Iterable[int] = ()) -> None:
+    """End what has come to this process from implementations that are gone."""
     from multiprocessing import active_children
+    from multiprocessing.resource_tracker import _resource_tracker
 
     for _ in range(100):
-        own = {child.pid for child in active_children()}
+        tracker = getattr(_resource_tracker, "_pid", None)
+        own = {child.pid for child in active_children()} | {*before, tracker}
         orphans = [pid for pid in _children() if pid not in own]
         if not orphans:
             return

@@ -60,6 +60,7 @@ class Held:
 def serve(connection: Connection, target: str, dtype: str | None) -> None:
     """Import an implementation and answer calls until the judge is gone; does not return."""
     _stand_apart()
+    os.environ.pop("PYTHONSAFEPATH", None)  # for judges; what it starts finds modules as ever
     taken_output = _capture()
     server: Server | None = None
     while True:
