@@ -87,6 +87,8 @@ def rounded(x: Array, precision: Precision) -> Array:
     >>> rounded(np.array([1 + 2.0**-9, 1 + 2.0**-7]), PRECISIONS["bfloat16"]).tolist()
     [1.0, 1.0078125]
     """
+    if precision.own_type:
+        return np.asarray(x).astype(precision.carrier)
     _, exponent = np.frexp(x)
     step = np.maximum(exponent - precision.significand, precision.lowest_exponent)
     # Dividing by a power of two is exact, and so is the product.

@@ -190,6 +190,10 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         # A file `pickle.py` in the current folder is no part of the judges, nor is its folder.
         "PYTHONSAFEPATH": "1",
+        # glibc keeps what is freed: clearing the pages of large arrays anew took a fifth of the
+        # photograph's time.
+        "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
+        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     }
     before, path = {name: os.environ.get(name) for name in settings}, sys.path[:]
     os.environ.update(settings)
