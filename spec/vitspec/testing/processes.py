@@ -34,6 +34,9 @@ from vitspec.testing.suites import SUITES
 
 _HOME = str(Path(vitspec.__file__).parents[1])
 """Where vitspec is: this may be the current folder."""
+KEEP_FREED = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""What has glibc keep memory that is freed, so that the pages of large arrays are not cleared anew;
+of judges alone, since XLA becomes slower by it."""
 JUDGE_ENDED = "a process of the check itself ended; is there not enough memory?"
 
 
@@ -190,10 +193,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         # A file `pickle.py` in the current folder is no part of the judges, nor is its folder.
         "PYTHONSAFEPATH": "1",
-        # glibc keeps what is freed: clearing the pages of large arrays anew took a fifth of the
-        # photograph's time.
-        "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
-        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+        **{name: str(2**31 - 1) for name in KEEP_FREED},
     }
     before, path = {name: os.environ.get(name) for name in settings}, sys.path[:]
     os.environ.update(settings)
@@ -228,6 +228,8 @@ def _begin_judge() -> None:
     """Keep the output, end with the implementations, and adopt what they leave behind."""
     _capture()
     adopt_orphans()
+    for name in KEEP_FREED:
+        os.environ.pop(name, None)
     signal.signal(signal.SIGTERM, _leave)
 
 
