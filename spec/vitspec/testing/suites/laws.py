@@ -19,6 +19,7 @@ from vitspec.testing.laws import (
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered
+from vitspec.testing.tolerance import Grade
 from vitspec.testing.trial import Trial
 
 
@@ -30,8 +31,21 @@ def determinism(trial: Trial) -> Result:
 
 
 def linearity(trial: Trial) -> Result:
-    """The gradients of two cotangents add up."""
-    own, rng = trial.point.cotangent, trial.stream("linearity")
+    """The gradients of two cotangents add up.
+
+    What two cotangents make of an entry may cancel by far more than in the trial's own gradient,
+    whose price decides. So what fails must fail for two other cotangents too.
+    """
+    grades = _linear(trial, "linearity")
+    if not all(grade.conforms for grade in grades):
+        pairs = zip(grades, _linear(trial, "linearity, again"), strict=True)
+        grades = [min(pair, key=lambda grade: (not grade.conforms, grade.ratio)) for pair in pairs]
+    return trial.result("linearity", grades)
+
+
+def _linear(trial: Trial, stream: str) -> list[Grade]:
+    """How far the sum of two gradients is from the gradient of a sum."""
+    own, rng = trial.point.cotangent, trial.stream(stream)
     # Multiples of 1/8 up to 4: their sums are exact in every precision.
     g, h = (rng.integers(-32, 33, size=own.shape) / 8 for _ in range(2))
     if not np.any(g) or not np.any(h):
@@ -39,8 +53,7 @@ def linearity(trial: Trial) -> Result:
     cotangents = [x.astype(own.dtype) for x in (g, h, g + h)]
     scale = sum(float(np.linalg.norm(x) / np.linalg.norm(own)) for x in cotangents)
     sides = linearity_sides(*(trial.gradients(x) for x in cotangents))
-    grades = [trial.compare(name, s.left, s.right, scale) for name, s in sides.items()]
-    return trial.result("linearity", grades)
+    return [trial.compare(name, s.left, s.right, scale) for name, s in sides.items()]
 
 
 def scale(trial: Trial) -> Result:
