@@ -41,7 +41,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 
 from vitspec.testing import trial
-from vitspec.testing.catalogue import planted
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.noise import SUSPICION
@@ -84,24 +83,6 @@ BY_ENTRIES = ("case", "interpolation", "degenerate")
 """The suites whose grades are z of the first look."""
 
 
-class Varied(SpecImplementation):
-    """A correct variant of the specification."""
-
-    def __init__(self, variant: Any, spec: str, dtype: Any) -> None:
-        super().__init__(spec, dtype, name=f"{variant.name}/{spec}")
-        self.variant = variant
-
-    def forward(self, *arguments: Any) -> Any:
-        """In the variant's way."""
-        with planted(self.variant):
-            return super().forward(*arguments)
-
-    def vjp(self, *arguments: Any) -> Any:
-        """In the variant's way."""
-        with planted(self.variant):
-            return super().vjp(*arguments)
-
-
 class Uncompiled:
     """A model of JAX, computed operation by operation."""
 
@@ -140,7 +121,8 @@ def subjects(dtype: str, pattern: str) -> dict[str, Subject]:
 
     for spec in FAMILIES:
         for variant in VARIANTS:
-            add(f"{variant.name}/{spec}", lambda v=variant, s=spec: Varied(v, s, own))
+            name = f"{variant.name}/{spec}"
+            add(name, lambda v=variant, s=spec, n=name: SpecImplementation(s, own, [v], n))
     for target in OTHERS:
         add(target, lambda t=target: find(t))
     for target in UNCOMPILED:
@@ -251,11 +233,9 @@ def main() -> None:
     by_name = subjects(a.dtype, a.only)
     a.file.parent.mkdir(exist_ok=True)
     for seed in range(a.first, a.first + a.seeds):
-        settings = Settings(seed=seed, cases=a.cases, dtype=a.dtype, ill_formed=False)
-        settings = settings.nothing_but(photograph=True, vectors=True) if a.photograph else settings
-        if not a.photograph:
-            kinds = {"cases": a.cases, "interpolations": 12, "degenerate": True, "laws": 4}
-            settings = settings.nothing_but(**kinds)
+        kinds = {"cases": a.cases, "interpolations": 12, "degenerate": True, "laws": 4}
+        kinds = {"photograph": True, "vectors": True} if a.photograph else kinds
+        settings = Settings(seed=seed, dtype=a.dtype).nothing_but(**kinds)
         same = {"dtype": a.dtype, "machine": a.machine, "what": what, "seed": seed}
         left = {n: s for n, s in by_name.items() if key({"name": n} | same) not in done}
         found = checks(left, settings, f"seed {seed}, {len(left)} implementations") if left else {}

@@ -13,13 +13,12 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 os.environ["JAXTYPING_DISABLE"] = "1"  # as the processes of `vitspec check` have it
 
 from rule_of_0_5 import conformed, prices_of_0_5
 
-from vitspec.testing.catalogue import Patch, planted
+from vitspec.testing.catalogue import Patch
 from vitspec.testing.implementations import Subject
 from vitspec.testing.reference import Reference, SpecImplementation
 from vitspec.testing.report import write_atomically
@@ -56,24 +55,6 @@ MISTAKES = (
 )  # fmt: skip
 
 
-class Mistaken(SpecImplementation):
-    """The practical family with a small mistake."""
-
-    def __init__(self, mistake: Variant) -> None:
-        super().__init__("vision-transformer", name=mistake.name)
-        self.mistake = mistake
-
-    def forward(self, *arguments: Any) -> Any:
-        """With the mistake."""
-        with planted(self.mistake):
-            return super().forward(*arguments)
-
-    def vjp(self, *arguments: Any) -> Any:
-        """With the mistake."""
-        with planted(self.mistake):
-            return super().vjp(*arguments)
-
-
 def main() -> None:
     """Count, and print as it goes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -81,7 +62,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", type=Path)
     a = parser.parse_args()
-    subjects = {m.name: Subject(Mistaken(m), "float32") for m in MISTAKES}
+    subjects = {
+        m.name: Subject(SpecImplementation("vision-transformer", mistakes=[m]), "float32")
+        for m in MISTAKES
+    }
     now, before = dict.fromkeys(subjects, 0), dict.fromkeys(subjects, 0)
     start = time.monotonic()
     for case in range(a.cases):

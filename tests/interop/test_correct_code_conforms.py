@@ -89,3 +89,25 @@ def test_correct_code_conforms_where_it_was_rejected(target, seed, case):
 
 def test_the_plain_model_conforms_at_all_kinds_of_points():
     assert check(PLAIN, cases=20, dtype="float32").conforms
+
+
+def test_two_cotangents_that_cancel_in_an_entry_are_no_departure():
+    """The law of linearity rejected this one by the price of the case's own cotangent: ratio 2.2."""
+    torch_vit_cls = find("vitspec.testing.adapters.peers:torch_vit_cls")
+    report = check(torch_vit_cls, seed=2, law=0, only="linearity")
+    assert report.conforms, report.verdict
+
+
+def test_gradients_that_do_not_add_up_at_these_cotangents_depart():
+    class Bent:
+        name, version, spec, dtype = "bent", "1", "vit-cls", "float32"
+        right = find("vitspec.testing.adapters.peers:torch_vit_cls")
+        forward = right.forward
+
+        def vjp(self, config, params, images, cotangent):
+            d_params, d_images = self.right.vjp(config, params, images, cotangent)
+            return dict(d_params) | {"head.bias": abs(d_params["head.bias"])}, d_images
+
+    report = check(Bent(), seed=2, law=0, only="linearity")
+    assert not report.conforms
+    assert [g.tensor for result in report.results for g in result.failures] == ["head.bias"]

@@ -235,20 +235,10 @@ def test_one_look_rejects_correct_code_with_less_than_a_ten_billionth():
 # ---- what would explain it -----------------------------------------------------------------------
 
 
-class Patched(SpecImplementation):
+def patched(function, old, new):
     """The practical family with a line of its source changed."""
-
-    def __init__(self, function, old, new):
-        super().__init__("vision-transformer")
-        self.changed = Variant("changed", "a line of its source", (Patch(function, old, new),))
-
-    def forward(self, *arguments):
-        with planted(self.changed):
-            return super().forward(*arguments)
-
-    def vjp(self, *arguments):
-        with planted(self.changed):
-            return super().vjp(*arguments)
+    changed = Variant("changed", "a line of its source", (Patch(function, old, new),))
+    return SpecImplementation("vision-transformer", mistakes=[changed])
 
 
 def explanations(implementation, *cases):
@@ -261,7 +251,7 @@ def explanations(implementation, *cases):
 def test_a_function_that_is_inaccurate_in_float32_is_named():
     """Its tanh is off by 50 u, one way or the other; in float64 it is not."""
     off = "(1 + (x.dtype == np.float32) * 50 * 2.0**-24 * np.sign(np.sin(1e4 * x))).astype(x.dtype)"
-    inaccurate = Patched(
+    inaccurate = patched(
         "layers.gelu:_tanh_and_slope", "return np.tanh(", f"return {off} * np.tanh("
     )
     words = explanations(inaccurate, 0)
@@ -271,13 +261,13 @@ def test_a_function_that_is_inaccurate_in_float32_is_named():
 
 def test_a_small_mistake_is_told_from_rounding_by_float64():
     epsilon = "scalars.scalar(epsilon, x.dtype)"
-    larger = Patched("layers.normalization:normalize", epsilon, f"{epsilon} + x.dtype.type(2e-7)")
+    larger = patched("layers.normalization:normalize", epsilon, f"{epsilon} + x.dtype.type(2e-7)")
     words = explanations(larger, 0, 2) - {""}
     assert words == {"a mistake, not rounding: in float64 it is wrong there too"}
 
 
 def test_without_float64_nothing_is_said_of_it():
-    larger = Patched(
+    larger = patched(
         "layers.normalization:normalize",
         "return centred / std",
         "return centred / std * x.dtype.type(1 + 2e-6)",

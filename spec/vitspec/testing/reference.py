@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vitspec.records import Record
-from vitspec.testing.catalogue import Deviation, planted
-from vitspec.testing.catalogue.planting import anything_planted
+from vitspec.testing.catalogue import planted
+from vitspec.testing.catalogue.planting import Plantable, anything_planted
 from vitspec.testing.families import FAMILIES, KINK_MARGIN, AnyCase, Config
 from vitspec.testing.layouts import CONTIGUOUS
 from vitspec.testing.noise import Noise
@@ -301,7 +301,7 @@ class SpecImplementation:
     Args:
         spec: "vit", "vit-cls" or "vision-transformer".
         dtype: the precision that it computes in, of `vitspec.testing.precision.PRECISIONS`.
-        mistakes: what is planted while it runs.
+        mistakes: what is planted while it runs, of the catalogue or not.
         name: what reports call it.
     """
 
@@ -311,7 +311,7 @@ class SpecImplementation:
         self,
         spec: str = "vit",
         dtype: str | tuple[str, ...] = ("float32", "float64"),
-        mistakes: Sequence[Deviation] = (),
+        mistakes: Sequence[Plantable] = (),
         name: str = "",
     ) -> None:
         self.spec, self.dtype, self.mistakes = spec, dtype, tuple(mistakes)

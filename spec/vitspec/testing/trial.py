@@ -166,16 +166,16 @@ class Trial:
         """The verdict on one tensor."""
         return self.grades[name]
 
-    def compare(self, name: str, value: Any, expected: Any, scale: float = 1.0) -> Grade:
+    def compare(self, name: str, value: Any, expected: Any, price: Price | None = None) -> Grade:
         """The verdict on a tensor that must equal another of the implementation's own.
 
         Args:
             name: the tensor.
             value: one of them.
             expected: the other.
-            scale: how much larger they are than at the trial's point.
+            price: what the precision costs it; by default what it costs at the trial's point.
         """
-        price = self.prices[name].scaled(scale)
+        price = self.prices[name] if price is None else price
         return grade(name, value, np.asarray(expected, np.float64), price, LAW_FACTOR)
 
     def result(self, check: str, grades: Any) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from vitspec.testing.laws import (
     scale_sides,
     split_sides,
 )
+from vitspec.testing.reference import CASE_RUNS, evaluate_spec, noisy_runs
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import AGAINST_THE_TRUTH, Numbered
-from vitspec.testing.tolerance import Grade
+from vitspec.testing.tolerance import Price, Sizes, distances, sizes
 from vitspec.testing.trial import Trial
+from vitspec.typing import Array
 
 
 def determinism(trial: Trial) -> Result:
@@ -31,29 +34,35 @@ def determinism(trial: Trial) -> Result:
 
 
 def linearity(trial: Trial) -> Result:
-    """The gradients of two cotangents add up.
-
-    What two cotangents make of an entry may cancel by far more than in the trial's own gradient,
-    whose price decides. So what fails must fail for two other cotangents too.
-    """
-    grades = _linear(trial, "linearity")
-    if not all(grade.conforms for grade in grades):
-        pairs = zip(grades, _linear(trial, "linearity, again"), strict=True)
-        grades = [min(pair, key=lambda grade: (not grade.conforms, grade.ratio)) for pair in pairs]
-    return trial.result("linearity", grades)
-
-
-def _linear(trial: Trial, stream: str) -> list[Grade]:
-    """How far the sum of two gradients is from the gradient of a sum."""
-    own, rng = trial.point.cotangent, trial.stream(stream)
+    """The gradients of two cotangents add up."""
+    own, rng = trial.point.cotangent, trial.stream("linearity")
     # Multiples of 1/8 up to 4: their sums are exact in every precision.
     g, h = (rng.integers(-32, 33, size=own.shape) / 8 for _ in range(2))
     if not np.any(g) or not np.any(h):
         g, h = g + 1, h - 1
     cotangents = [x.astype(own.dtype) for x in (g, h, g + h)]
-    scale = sum(float(np.linalg.norm(x) / np.linalg.norm(own)) for x in cotangents)
     sides = linearity_sides(*(trial.gradients(x) for x in cotangents))
-    return [trial.compare(name, s.left, s.right, scale) for name, s in sides.items()]
+    prices = _prices_of_a_sum(trial, cotangents)
+    grades = [trial.compare(n, s.left, s.right, prices[n]) for n, s in sides.items()]
+    return trial.result("linearity", grades)
+
+
+def _prices_of_a_sum(trial: Trial, cotangents: list[Array]) -> dict[str, Price]:
+    """What the precision costs the gradients of two cotangents, added up, and that of their sum.
+
+    They have prices of their own: the sum may cancel where the trial's own gradient does not.
+    """
+    points = [replace(trial.point, cotangent=x).rounded(trial.precision) for x in cotangents]
+    truth = evaluate_spec(points[2])
+    sides: dict[str, list[Sizes]] = {name: [] for name in truth}
+    rng = trial.stream("prices of a sum")
+    for runs in zip(
+        *(noisy_runs(point, trial.precision, CASE_RUNS, rng) for point in points), strict=True
+    ):
+        first, second, both = runs
+        for name, value in truth.items():
+            sides[name] += [distances(x, value) for x in (first[name] + second[name], both[name])]
+    return {n: Price.of(sizes(truth[n]), sides[n], trial.precision.u) for n in truth}
 
 
 def scale(trial: Trial) -> Result:
