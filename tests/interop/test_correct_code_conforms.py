@@ -92,7 +92,7 @@ def test_the_plain_model_conforms_at_all_kinds_of_points():
 
 
 def test_two_cotangents_that_cancel_in_an_entry_are_no_departure():
-    """The law of linearity rejected this one by the price of the case's own cotangent: ratio 2.2."""
+    """Linearity rejected this one, by the price of the case's own cotangent: ratio 2.2."""
     torch_vit_cls = find("vitspec.testing.adapters.peers:torch_vit_cls")
     report = check(torch_vit_cls, seed=2, law=0, only="linearity")
     assert report.conforms, report.verdict
