@@ -16,7 +16,14 @@ import numpy as np
 
 from vitspec import scalars
 from vitspec.errors import InvalidArray, InvalidParameters
-from vitspec.typing import SCALAR_TYPES, Array, checked_record, named_axes, require_one_world
+from vitspec.typing import (
+    SCALAR_TYPES,
+    Array,
+    checked_record,
+    named_axes,
+    require_one_world,
+    shapes_are_checked,
+)
 
 T = TypeVar("T")
 
@@ -37,7 +44,8 @@ class Record:
 
     def __post_init__(self) -> None:
         """Require that all arrays have one scalar type."""
-        require_one_world(type(self).__name__, self.to_flat().values())
+        if shapes_are_checked():
+            require_one_world(type(self).__name__, self.to_flat().values())
 
     def to_flat(self) -> dict[str, Array]:
         """The arrays by flat name, in the order of the fields; the arrays are not copied."""

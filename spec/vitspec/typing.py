@@ -6,6 +6,8 @@
 - ranks, sizes and kinds of all arguments and of the result (jaxtyping, beartype);
 - that an axis has one size throughout: in the arrays of the records as in those beside them;
 - that all arrays live in one scalar world, so that nothing is promoted in silence.
+
+jaxtyping's switch, JAXTYPING_DISABLE=1, switches all of this off.
 """
 
 from __future__ import annotations
@@ -82,6 +84,8 @@ def typed(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if not shapes_are_checked():
+            return function(*args, **kwargs)
         given = [*zip(parameters, args, strict=False), *kwargs.items()]
         require_one_world(function.__qualname__, (value for _, value in given))
         _require_axes_agree(function.__qualname__, given, axes)
@@ -95,9 +99,14 @@ def checked_record(cls: type[T]) -> type[T]:
     return _jaxtyped(cls)
 
 
+def shapes_are_checked() -> bool:
+    """Whether calls and records are checked: unless jaxtyping is switched off."""
+    return not jaxtyping.config.jaxtyping_disable
+
+
 @contextmanager
 def shapes_unchecked() -> Iterator[None]:
-    """Check neither shapes nor types meanwhile: half of the time of many small evaluations."""
+    """Check neither shapes nor types meanwhile: most of the time of many small evaluations."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:

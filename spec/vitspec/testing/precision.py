@@ -118,7 +118,7 @@ class Noisy(np.ndarray):
         if out:
             kwargs["out"] = tuple(_plain(x) for x in out)
         result = getattr(ufunc, method)(*plain, **kwargs)
-        if method == "at" or not np.issubdtype(np.asarray(result).dtype, np.floating):
+        if method == "at" or np.asarray(result).dtype.kind != "f":
             return result
         if ufunc not in EXACT:
             result = self.arithmetic.move(ufunc, method, plain, kwargs, result)
@@ -271,7 +271,10 @@ class NoisyArithmetic:
         if self.alike and len(shape) > 1:
             shape[-2] = 1
         single = dtype.type if dtype == np.float32 else np.float64
-        return x + size * (2 * self.rng.random(shape, dtype=single) - 1).astype(dtype)
+        by = self.rng.random(shape, dtype=single)
+        by *= 2
+        by -= 1
+        return x + size * by.astype(dtype, copy=False)
 
 
 class RoundingArithmetic(NoisyArithmetic):

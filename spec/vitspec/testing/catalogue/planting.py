@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Protocol, cast
 
 from vitspec.layers.gelu import ACTIVATIONS, Pair
@@ -99,17 +99,12 @@ def _holder(function: str) -> tuple[Any, str]:
 
 
 def _exchange(there: dict[str, _Planted], here: dict[str, _Planted]) -> None:
-    """Put `here` wherever `there` is held: modules hold functions by name, their own or not.
-
-    All modules are searched each time (a tenth of a millisecond), since some may have been imported
-    in between.
-    """
+    """Put `here` wherever `there` is held: modules hold functions by name, their own or not."""
     changes = {id(there[name].current): here[name].current for name in there}
-    modules = [module for name, module in sys.modules.items() if name.startswith("vitspec")]
-    for module in modules:
-        held = [(n, changes[id(v)]) for n, v in vars(module).items() if id(v) in changes]
-        for name, function in held:
-            setattr(module, name, function)
+    for names, functions in _held(len(sys.modules)):
+        for name in functions:
+            if id(names[name]) in changes:
+                names[name] = changes[id(names[name])]
     activations = cast(dict[str, Pair], ACTIVATIONS)
     for name, pair in activations.items():
         activations[name] = Pair(*(changes.get(id(f), f) for f in pair))
@@ -122,6 +117,21 @@ def _exchange(there: dict[str, _Planted], here: dict[str, _Planted]) -> None:
             _now[name] = planting
         else:
             _now.pop(name, None)
+
+
+@lru_cache(maxsize=1)
+def _held(modules: int) -> list[tuple[dict[str, Any], list[str]]]:
+    """The names of every module, and which of them are functions of the specification.
+
+    They are looked for again when another number of modules has been imported.
+    """
+    found = []
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("vitspec"):
+            names = vars(module)
+            own = [n for n, v in names.items() if inspect.isfunction(v)]
+            found.append((names, own))
+    return found
 
 
 @cache

@@ -42,12 +42,12 @@ def linearity(trial: Trial) -> Result:
         g, h = g + 1, h - 1
     cotangents = [x.astype(own.dtype) for x in (g, h, g + h)]
     sides = linearity_sides(*(trial.gradients(x) for x in cotangents))
-    prices = _prices_of_a_sum(trial, cotangents)
+    prices = prices_of_a_sum(trial, cotangents)
     grades = [trial.compare(n, s.left, s.right, prices[n]) for n, s in sides.items()]
     return trial.result("linearity", grades)
 
 
-def _prices_of_a_sum(trial: Trial, cotangents: list[Array]) -> dict[str, Price]:
+def prices_of_a_sum(trial: Trial, cotangents: list[Array]) -> dict[str, Price]:
     """What the precision costs the gradients of two cotangents, added up, and that of their sum.
 
     They have prices of their own: the sum may cancel where the trial's own gradient does not.
