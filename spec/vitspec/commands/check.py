@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
@@ -32,39 +32,56 @@ if TYPE_CHECKING:
 _FILES = "Report files"
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of `Settings`, which it is given as `settings`.
+def takes_settings(*names: str, **defaults: Any) -> Callable[..., Callable[..., None]]:
+    """Give a command an option for each field of `Settings`, which it is given as `settings`.
 
     The options stand where the command's own parameter `settings` does.
+
+    Args:
+        names: of the fields; none is all of them.
+        defaults: of fields, where the command has others.
     """
     types = get_type_hints(Settings)
-    options = [_option(one, types[one.name]) for one in fields(Settings)]
+    chosen = [one for one in fields(Settings) if not names or one.name in names]
+    options = [_option(one, types[one.name], defaults) for one in chosen]
 
-    @wraps(command)
-    def run(**given: Any) -> None:
-        own = {option.name: given.pop(option.name) for option in options}
-        own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
-        command(settings=Settings(**own | {"config": _config(own["config"])}), **given)
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            own = {option.name: given.pop(option.name) for option in options}
+            own |= {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+            photograph = own.pop("photograph")
+            settings = Settings(**own | {"config": _config(own["config"])})
+            if photograph is None:  # not typed
+                settings = replace(settings, photograph=defaults.get("photograph", True))
+            else:
+                settings = replace(settings, photograph=photograph)
+                settings = settings.photograph_alone if photograph else settings
+            command(settings=settings, **given)
 
-    parameters: list[inspect.Parameter] = []
-    hints = get_type_hints(command, include_extras=True)
-    for one in inspect.signature(command).parameters.values():
-        own = [one.replace(annotation=hints[one.name])]
-        parameters += options if one.name == "settings" else own
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
+        parameters: list[inspect.Parameter] = []
+        hints = get_type_hints(command, include_extras=True)
+        for one in inspect.signature(command).parameters.values():
+            own = [one.replace(annotation=hints[one.name])]
+            parameters += options if one.name == "settings" else own
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorated
 
 
-def _option(one: Any, kind: Any) -> inspect.Parameter:
+def _option(one: Any, kind: Any, defaults: Mapping[str, Any]) -> inspect.Parameter:
     """The option of a field of `Settings`."""
     how = {"min": one.metadata["min"]} if "min" in one.metadata else {}
-    switch = [f"--{one.name.replace('_', '-')}"] if one.default is False else []
+    default = defaults.get(one.name, one.default)
+    switch = [f"--{one.name.replace('_', '-')}"] if default is False else []
     option = typer.Option(
         *switch, help=one.metadata["words"], rich_help_panel=one.metadata["panel"], **how
     )
-    default = one.default
-    if isinstance(default, tuple):
+    if one.name == "photograph":  # None where it is not typed
+        kind, default = bool | None, None
+    elif isinstance(default, tuple):
         kind, default = list[get_args(kind)[0]], []  # type: ignore[misc]
     elif default is None:
         kind = str | None  # a configuration is given as text
@@ -76,7 +93,7 @@ def _option(one: Any, kind: Any) -> inspect.Parameter:
     )
 
 
-@takes_settings
+@takes_settings()
 def check(
     targets: Annotated[
         list[str] | None,
@@ -160,8 +177,9 @@ def _diagnosis_of(timeout: float, report: Report, result: Result) -> str | None:
 def _diagnosis(target: str, dtype: str, seed: int, timeout: float) -> str | None:
     from vitspec.testing.processes import diagnose_target
 
+    place = Settings(dtype=dtype, seed=seed).nothing_but()
     with running_implementations():
-        return diagnose_target(target, dtype, seed, timeout).name
+        return diagnose_target(target, place, timeout).name
 
 
 def _config(text: str | None) -> Any:

@@ -98,14 +98,14 @@ def _as_if(reference: Reference, found: Flat, rng: np.random.Generator) -> str:
     errors = np.array([np.linalg.norm(noises[name].error(found[name])) for name in names])
     base = np.array([np.sqrt((noises[name].runs ** 2).sum(axis=-1).mean()) for name in names])
     usual = {"divide": 1.0, "add.reduce": 1.0} | primitives_of(precision)
-    likely = {"": (_log_likelihood(errors, base), 1.0)}
+    likely = {"": (log_likelihood(errors, base), 1.0)}
     for operation, own in usual.items():
         arithmetic = OneErring(precision, rng, operation)
         runs = [evaluate_in(arithmetic, reference.point, reference.taps) for _ in range(RUNS)]
         squares = [[np.square(noises[n].error(run[n])).sum() for n in names] for run in runs]
         noise = own**2 * np.mean(squares, axis=0)
         likely[operation] = max(
-            (_log_likelihood(errors, np.sqrt(base**2 + times**2 * noise)), times) for times in TIMES
+            (log_likelihood(errors, np.sqrt(base**2 + times**2 * noise)), times) for times in TIMES
         )
     first, second = sorted(likely, key=lambda name: -likely[name][0])[:2]
     if not first or likely[first][0] - likely[second][0] < SURE:
@@ -115,7 +115,7 @@ def _as_if(reference: Reference, found: Flat, rng: np.random.Generator) -> str:
     return f"as if {WORDS[first]} erred by some {units:.2g} u, {times:.2g} x the usual"
 
 
-def _log_likelihood(errors: Array, deviations: Array) -> float:
+def log_likelihood(errors: Array, deviations: Array) -> float:
     """Of errors with these deviations, each a single Gaussian number."""
     some = deviations > 0
     return float(-np.sum(np.log(deviations[some]) + np.square(errors[some] / deviations[some]) / 2))

@@ -116,15 +116,23 @@ def check_targets(
         yield done
 
 
-def diagnose_target(target: str, dtype: str | None, seed: int, timeout: float) -> Diagnosis:
+def diagnose_target(
+    target: str, place: Settings, timeout: float, save_to: Path | None = None
+) -> Diagnosis:
     """Diagnose an implementation in a process of its own.
+
+    Args:
+        target: what the command line calls it.
+        place: where, and how.
+        timeout: seconds for one answer of it, after which it is taken to hang.
+        save_to: a folder for the departing point.
 
     Raises:
         AdapterError: there is none, or it does not work at all.
     """
     with worker_pool(1) as pool:
         try:
-            return pool.submit(_diagnose, target, dtype, seed, timeout).result()
+            return pool.submit(_diagnose, target, place, timeout, save_to).result()
         except BrokenProcessPool as error:
             raise AdapterError(JUDGE_ENDED) from error
 
@@ -291,7 +299,8 @@ def _run_units(
         return results, "", subject.why_ended
 
 
-def _diagnose(target: str, dtype: str | None, seed: int, timeout: float) -> Diagnosis:
+def _diagnose(target: str, place: Settings, timeout: float, save_to: Path | None) -> Diagnosis:
     from vitspec.testing.diagnosis import diagnose
 
-    return diagnose(_subject(target, dtype, timeout), dtype=dtype, seed=seed)
+    subject = _subject(target, place.dtype, timeout)
+    return diagnose(subject, place, save_to=save_to, target=target)

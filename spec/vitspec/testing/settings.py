@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any
@@ -51,7 +51,8 @@ class Settings:
         default=4, metadata=_option("Small cases for the laws and identities.", min=0, off=0)
     )
     photograph: bool = field(
-        default=True, metadata=_option("The photograph, ViT-Base/16 at full size.", off=False)
+        default=True,
+        metadata=_option("The photograph, ViT-Base/16 at full size; alone, if typed.", off=False),
     )
     vectors: bool = field(default=True, metadata=_option("The shipped test vectors.", off=False))
     ill_formed: bool = field(
@@ -138,11 +139,23 @@ class Settings:
         off = {one.name: one.metadata["off"] for one in fields(self) if "off" in one.metadata}
         return self.only_for(**off | what)
 
+    @property
+    def photograph_alone(self) -> Settings:
+        """The photograph, and of other kinds of checks those that were asked for."""
+        asked = dict(changes(self))
+        kinds = {one.name: one.metadata["off"] for one in fields(self) if "off" in one.metadata}
+        off = {name: value for name, value in kinds.items() if name not in asked}
+        return replace(self, **off | {"photograph": True})
+
     def as_options(self) -> str:
         """The options of `vitspec check` that say the same, as one types them."""
         words: list[str] = []
+        alone = self.photograph and self == self.nothing_but(photograph=True)
         for one in sorted(fields(self), key=lambda one: not one.metadata.get("always")):
             name, value = f"--{one.name.replace('_', '-')}", getattr(self, one.name)
+            if alone and "off" in one.metadata:
+                words += [name] if one.name == "photograph" else []
+                continue
             if value is None or (value == one.default and not one.metadata.get("always")):
                 continue
             if isinstance(value, bool):

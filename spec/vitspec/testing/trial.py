@@ -7,6 +7,7 @@ its precision.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -49,6 +50,7 @@ class Trial:
         description: the same in words.
         taps: whether truth and prices include intermediate values.
         margin: how far from 0 the inputs of ReLUs stay at new points.
+        case: the small case that the point is of, if it is of one.
         structured: whether the point's arrays have a structure that new points must keep.
     """
 
@@ -63,9 +65,10 @@ class Trial:
         taps: bool = False,
         structured: bool = False,
         margin: float | None = None,
+        case: AnyCase | None = None,
     ) -> None:
         self.subject, self.point, self.precision = subject, point, subject.precision
-        self.rng, self.place = rng, place
+        self.rng, self.place, self.case = rng, place, case
         of_noise, self._of_points = rng.spawn(2)
         runs = runs or (FEW_RUNS if sum(map(np.size, point.params.values())) > LARGE else CASE_RUNS)
         self.reference = Reference(point, subject.precision, of_noise, runs, taps)
@@ -106,12 +109,14 @@ class Trial:
         looks = self.looks(self.found)
         grades = {name: look for name, (look, _) in looks.items()}
         suspicions = [one for _, several in looks.values() for one in several]
-        if not suspicions:
-            return grades
+        return grades | self._explained(self.asked(suspicions)) if suspicions else grades
+
+    def asked(self, suspicions: Sequence[Suspicion]) -> dict[str, Grade]:
+        """The verdicts on suspected tensors, by new points."""
         witness = Witness(
             self.reference, self.found, self.evaluate, self.neighbour, self._of_points
         )
-        return grades | self._explained(judged(suspicions, witness))
+        return judged(suspicions, witness)
 
     def _explained(self, grades: dict[str, Grade]) -> dict[str, Grade]:
         """The same, and for the worst what would explain it, if none is far beyond rounding."""
@@ -134,7 +139,7 @@ class Trial:
         if not doubtful:
             return found
         point = self.neighbour(step(self.precision))
-        there = Trial(self.subject, point, self._of_points, self.reference.runs, self.place)
+        there = type(self)(self.subject, point, self._of_points, self.reference.runs, self.place)
         for name in doubtful:
             one = grade(name, there.found[name], there.truth[name], there.prices[name])
             outcome: Literal["confirmed", "cleared"] = "cleared" if one.conforms else "confirmed"
@@ -191,4 +196,4 @@ def case_trial(subject: Subject, case: AnyCase, place: Place = WHOLE, taps: bool
     """The trial of one small case."""
     margin, rng = kink_margin(subject.precision), np.random.default_rng([case.seed, 3])
     point = Point.of(case).away_from_kinks(margin).rounded(subject.precision)
-    return Trial(subject, point, rng, place=place, description=repr(case), taps=taps)
+    return Trial(subject, point, rng, place=place, description=repr(case), taps=taps, case=case)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitfast.training.gradient_check.reference import Exact, Reference
-from vitspec.testing.diagnosis.search import Candidate, candidates, mistaken
+from vitspec.testing.diagnosis.candidates import Candidate, candidates, mistaken
 from vitspec.testing.families import FAMILIES
 from vitspec.typing import Array
 

@@ -8,7 +8,7 @@ itself has no switches. `docs/catalogue.md` shows them all.
 from vitspec.testing.catalogue.deviation import KINDS, Deviation, Kind, Patch
 from vitspec.testing.catalogue.entries import CATALOGUE, EVERY, GROUPS, deviation, deviations_of
 from vitspec.testing.catalogue.page import catalogue_markdown
-from vitspec.testing.catalogue.planting import ConflictError, planted
+from vitspec.testing.catalogue.planting import ConflictError, nothing_planted, planted
 
 __all__ = [
     "CATALOGUE",
@@ -22,5 +22,6 @@ __all__ = [
     "catalogue_markdown",
     "deviation",
     "deviations_of",
+    "nothing_planted",
     "planted",
 ]

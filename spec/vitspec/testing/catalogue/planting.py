@@ -79,6 +79,33 @@ def planted(*deviations: Plantable) -> Iterator[None]:
         _exchange(after, before)
 
 
+@contextmanager
+def replaced(
+    function: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Run the specification with one of its functions wrapped into another."""
+    before = {function: _now.get(function) or _unpatched(function)}
+    old = before[function]
+    after = {function: _Planted(old.original, wrap(old.current), old.patches)}
+    _exchange(before, after)
+    try:
+        yield
+    finally:
+        _exchange(after, before)
+
+
+@contextmanager
+def nothing_planted() -> Iterator[None]:
+    """Run the specification as it is, whatever is planted around this."""
+    before = dict(_now)
+    after = {name: _Planted(old.original, old.original, ()) for name, old in before.items()}
+    _exchange(before, after)
+    try:
+        yield
+    finally:
+        _exchange(after, before)
+
+
 def anything_planted() -> bool:
     """Whether the specification runs with something planted in it."""
     return bool(_now)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from vitspec.testing.catalogue import deviation
+from vitspec.testing.diagnosis.candidates import Candidate, mistaken
 from vitspec.testing.diagnosis.diagnosis import Near
 from vitspec.testing.diagnosis.points import Sample
-from vitspec.testing.diagnosis.search import Candidate, mistaken
 from vitspec.testing.implementations import AdapterError, Subject
 from vitspec.testing.precision import PRECISIONS, Precision
 from vitspec.testing.reference import CASE_RUNS, Point, evaluate_spec, price_spec
@@ -28,12 +28,12 @@ ALIKE = 32.0
 def nearest(subject: Subject, sample: Sample) -> Near | None:
     """The deviation whose errors are like the implementation's, if it errs more than it should."""
     precision = sample.precision
-    if precision.name not in LARGEST_EXPONENT or not sample.case.config.num_layers:
+    if precision.name not in LARGEST_EXPONENT or not sample.point.config.num_layers:
         return None
     for name, transform in POINTS.items():
         point = transform(sample.point, precision).rounded(PRECISIONS[precision.name])
         truth = {"logits": evaluate_spec(point)["logits"]}
-        rng = np.random.default_rng([sample.case.seed, 3])
+        rng = sample.trial.stream("accuracy")
         prices = price_spec(point, truth, precision, CASE_RUNS, rng)
 
         def ratio(logits: Any, truth: Any = truth, prices: Any = prices) -> float:

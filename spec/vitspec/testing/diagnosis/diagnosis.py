@@ -25,6 +25,7 @@ class Near:
             "" where that makes no difference.
         same: deviations that cannot be told from it by what was tried, in this precision.
         equal: those of them that are the very same function at every point, in any precision.
+        decided: at how many of the points the specification without it departs: these decide.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Near:
     derivatives: str = ""
     same: tuple[str, ...] = ()
     equal: tuple[str, ...] = ()
+    decided: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,6 +72,7 @@ class Diagnosis:
     Attributes:
         implementation, version, spec, dtype: what it says of itself, and the precision.
         seed: what the points were drawn from.
+        place: the options of the command that name the place that was looked at first.
         conforms: whether nothing departs.
         verdict: the finding, in a sentence.
         nearest: the nearest deviations; those that match come first.
@@ -77,6 +80,7 @@ class Diagnosis:
         departures: all of them, in that order: taps, logits, gradients from the head down.
         specification: the distance from the specification itself.
         points: where it was looked at, in words.
+        causes: what makes it depart, a sentence each: each was tried, by changing that alone.
         notes: what else is to be seen, a sentence each.
         seconds: how long it took.
     """
@@ -86,6 +90,7 @@ class Diagnosis:
     spec: str
     dtype: str
     seed: int
+    place: str = ""
     conforms: bool = False
     verdict: str = ""
     nearest: list[Near] = field(default_factory=list)
@@ -93,6 +98,7 @@ class Diagnosis:
     departures: list[Departure] = field(default_factory=list)
     specification: float = 0.0
     points: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -113,7 +119,7 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """The diagnosis as JSON-serialisable data; what is infinite is the string "inf"."""
-        data = {"schema": "vitspec-diagnosis/1", "vitspec": vitspec.__version__} | asdict(self)
+        data = {"schema": "vitspec-diagnosis/2", "vitspec": vitspec.__version__} | asdict(self)
         return _finite(data | {"name": self.name, "gap": self.gap})
 
 

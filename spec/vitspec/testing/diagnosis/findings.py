@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from vitspec.testing.diagnosis.diagnosis import Departure
 from vitspec.testing.diagnosis.patterns import LAYER, patterns
 from vitspec.testing.diagnosis.points import Sample
-from vitspec.testing.precision import PRECISIONS, Precision
-from vitspec.testing.reference import CASE_RUNS, price_spec
-from vitspec.testing.tolerance import grade, worst
+from vitspec.testing.noise import SUSPICION
+from vitspec.testing.tolerance import worst
 
-FAR_BELOW = 1 / 32
-"""Of a precision's price: errors below are not of its making."""
+NEAR = 100.0
+"""Standard deviations of rounding up to which a departure is called near it."""
 
 
 def departures(samples: Sequence[Sample]) -> list[Departure]:
@@ -51,6 +48,48 @@ def _layer_order(tap: str) -> int:
     return int(layer[1]) if layer else (-1 if tap == "embedded" else 10**6)
 
 
+def rules(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
+    """What needs no name: a parameter that is not used, one factor for all gradients."""
+    gradients = [d for d in found if d.kind == "gradient"]
+    everything = {n for s in samples for n in s.tensors if n != "logits"}
+    notes = []
+    if any(d.tensor == "logits" for d in found):
+        unused = dict.fromkeys(
+            LAYER.sub("", d.tensor) for d in gradients
+            if d.pattern == "zero" and _unused(d.tensor, samples)
+        )  # fmt: skip
+        notes += [f"{name} is not used: its gradient is zero wherever the logits depart."
+                  for name in unused if name != "image"]  # fmt: skip
+    patterns = {d.pattern for d in gradients}
+    if len(patterns) == 1 and len(everything) > 1:
+        (pattern,) = patterns
+        always = {d.tensor for d in gradients}
+        if (" x the truth" in pattern or "the truth / " in pattern) and everything == always:
+            notes.append(f"All gradients have one factor: each is {pattern}.")
+    return notes
+
+
+def _unused(name: str, samples: Sequence[Sample]) -> bool:
+    """Whether its gradient is zero at every sample where the logits depart."""
+    where = [s for s in samples if name in s.found and not s.grades["logits"].conforms]
+    return bool(where) and not any(s.found[name].any() for s in where)
+
+
+def near_rounding(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
+    """Said of departures that are hardly beyond what rounding explains."""
+    means = [
+        abs(g.confirmation.mean) if (g := s.grades[d.tensor]).confirmation else SUSPICION * g.ratio
+        for d in found for s in samples
+        if d.tensor in s.grades and not s.grades[d.tensor].conforms
+    ]  # fmt: skip
+    if not means or max(means) > NEAR:
+        return []
+    return [
+        f"All of it is near rounding: at most {max(means):.1f} standard deviations of it. Whether "
+        "it is a mistake or a coarse approximation, float64 would tell."
+    ]
+
+
 def hints(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
     """What the pattern of the departures says, if they have no name."""
     tensors = {d.tensor for d in found if d.kind != "tap"}
@@ -60,11 +99,11 @@ def hints(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
     if gradients and "logits" not in tensors and not taps:
         notes.append("The logits are right and gradients are wrong: the fault is in the backward.")
         notes += _one_place(gradients, samples)
+    notes += rules(found, samples) + near_rounding(found, samples)
     if tensors == {"logits"} and len(samples[0].tensors) > 1:
         notes.append("Only the logits are wrong: forward and vjp do not compute the same model.")
     if taps and not tensors:
         notes.append("A tap departs, but nothing else does: another value has that tap's name.")
-    notes += _only_where(samples)
     notes += _rows(samples)
     return notes
 
@@ -77,25 +116,12 @@ def _one_place(gradients: set[str], samples: Sequence[Sample]) -> list[str]:
             "All parameters' gradients are wrong, the images' are right: look at the batch's sum."
         ]
     if {n for n in everything if LAYER.sub("", n) in kinds} == gradients and len(kinds) <= 4:
-        return [f"It is {' and '.join(sorted(kinds))} in every layer, and nothing else."]
+        every = " in every layer" if any(LAYER.match(n) for n in gradients) else ""
+        return [f"It is {' and '.join(sorted(kinds))}{every}, and nothing else."]
     layers = {m[1] for n in gradients if (m := LAYER.match(n))}
     if len(layers) == 1 and all(LAYER.match(n) for n in gradients) and len(everything) > 20:
         return [f"It is layer {layers.pop()} alone."]
     return []
-
-
-def _only_where(samples: Sequence[Sample]) -> list[str]:
-    """What all points have in common where something departs, and no other point has."""
-    wrong = [not all(g.conforms for g in s.grades.values()) for s in samples]
-    if all(wrong) or not any(wrong):
-        return []
-    shared = [
-        oddity for oddity in samples[0].oddities if [s.oddities[oddity] for s in samples] == wrong
-    ]
-    text = f"It departs at {sum(wrong)} of {len(samples)} points"
-    if shared:
-        return [f"{text}, those at which {' and '.join(shared)}."]
-    return [f"{text}."]
 
 
 def _rows(samples: Sequence[Sample]) -> list[str]:
@@ -112,24 +138,3 @@ def _rows(samples: Sequence[Sample]) -> list[str]:
     if right == {"first"} and wrong == {"others"}:
         return ["A batch's first image is right and the others are wrong: look at the batch axis."]
     return []
-
-
-def looks_like_precision(samples: Sequence[Sample]) -> str | None:
-    """A coarser precision whose rounding all departures fit, if there is one.
-
-    They fit if they are within its bounds and, in most tensors at every point, not far below its
-    price.
-    """
-    coarser = sorted((p for p in PRECISIONS.values() if p.u > samples[0].precision.u),
-                     key=lambda p: p.u)  # fmt: skip
-    fitting = (p.name for p in coarser if all(_fits(s, p) for s in samples))
-    return next(fitting, None)
-
-
-def _fits(sample: Sample, precision: Precision) -> bool:
-    truth = {name: sample.truth[name] for name in sample.tensors}
-    rng = np.random.default_rng([sample.case.seed, 3])
-    prices = price_spec(sample.point, truth, precision, CASE_RUNS // 2, rng)
-    grades = [grade(n, sample.found[n], truth[n], prices[n]) for n in sample.tensors]
-    shares = [g.error / g.price for g in grades if g.price > 0]
-    return all(g.conforms for g in grades) and float(np.median(shares)) > FAR_BELOW

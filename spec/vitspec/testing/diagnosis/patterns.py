@@ -6,8 +6,10 @@ tokens x the truth": the factor is 12 at one point and 20 at another, so only it
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from vitspec.typing import Array
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 Same = Callable[[Array, Array], bool]
 
+MANY_ROWS = 256
+"""Rows whose order is looked for."""
 SLACK = 4.0
 """Bounds within which a pattern must hold: the price is that of the truth, not of the pattern."""
 
@@ -66,19 +70,34 @@ def _patterns(name: str, sample: Sample) -> Iterator[str]:
     def same(a: Array, b: Array) -> bool:
         return _norm(a - b) <= tolerance * max(_norm(a), _norm(b))
 
-    yield from _factors(found, truth, sample, same)
+    yield from _factors(found, truth, sample, same, tolerance)
     yield from _other_tensors(name, found, sample, same)
     yield from _orders(found, truth, same)
+    yield from _heads(found, truth, sample.point.config, same)
+    yield from _rows(found, truth, tolerance)
+    if truth.size > 1 and same(np.sort(found.reshape(-1)), np.sort(truth.reshape(-1))):
+        yield "the truth's entries in another order"
 
 
-def _factors(found: Array, truth: Array, sample: Sample, same: Same) -> Iterator[str]:
+def _factors(
+    found: Array, truth: Array, sample: Sample, same: Same, tolerance: float
+) -> Iterator[str]:
     fitted = float(np.vdot(found, truth) / np.vdot(truth, truth))
     if not same(found, fitted * truth):
         return
     for label, value in _named_factors(sample.quantities).items():
         if same(found, value * truth):
             yield _phrase(label)
-    yield f"{fitted:.4g} x the truth"
+    yield f"{digits(fitted, tolerance)} x the truth"
+
+
+def digits(number: float, tolerance: float) -> str:
+    """A number by as many digits as it has.
+
+    >>> digits(1.000100001, 1e-7), digits(2.5, 1e-12)
+    ('1.0001', '2.5')
+    """
+    return f"{number:.{int(np.clip(-np.log10(tolerance) - 0.5, 2, 15))}g}"
 
 
 def _named_factors(quantities: dict[str, float]) -> dict[str, float]:
@@ -114,10 +133,14 @@ def _within_layer(other: str, name: str) -> str:
 
 
 def _orders(found: Array, truth: Array, same: Same) -> Iterator[str]:
-    if truth.ndim == 2 and min(truth.shape) > 1 and same(found, truth.T.reshape(truth.shape)):
-        yield "the truth transposed"
-    if truth.ndim == 2 and same(found.T.reshape(-1), truth.reshape(-1)):
-        yield "the truth transposed"
+    for axes in itertools.permutations(range(truth.ndim)) if truth.ndim <= 4 else ():
+        if axes == tuple(range(truth.ndim)) or min(truth.shape) < 1 or truth.size < 2:
+            continue
+        words = "transposed" if truth.ndim == 2 else f"with its axes in the order {axes}"
+        if same(found, truth.transpose(axes).reshape(truth.shape)):
+            yield f"the truth {words}"
+        elif same(found.transpose(axes).reshape(-1), truth.reshape(-1)):
+            yield f"what, {words}, is the truth" if truth.ndim > 2 else f"the truth {words}"
     for axis in range(truth.ndim):
         along = f"axis {axis}" if truth.ndim > 1 else "its axis"
         if truth.shape[axis] > 1 and same(found, np.flip(truth, axis)):
@@ -125,8 +148,35 @@ def _orders(found: Array, truth: Array, same: Same) -> Iterator[str]:
         for shift in (1, -1):
             if truth.shape[axis] > 2 and same(found, np.roll(truth, shift, axis)):
                 yield f"the truth shifted by {shift:+d} along {along}"
-    if truth.size > 1 and same(np.sort(found.reshape(-1)), np.sort(truth.reshape(-1))):
-        yield "the truth's entries in another order"
+
+
+def _heads(found: Array, truth: Array, config: Any, same: Same) -> Iterator[str]:
+    """Features of heads in another order, wherever an axis has those of all heads."""
+    heads, width = config.head_count, config.head_dim
+    for axis, size in enumerate(truth.shape):
+        if size != heads * width or heads < 2:
+            continue
+        for outer, inner in ((heads, width), (width, heads)):
+            order = np.arange(size).reshape(outer, inner).T.reshape(-1)
+            if width > 1 and same(found, truth.take(order, axis)):
+                yield f"the truth with heads and their features exchanged, along axis {axis}"
+        for turned in itertools.permutations(range(heads)) if heads <= 4 else ():
+            order = np.arange(size).reshape(heads, width)[list(turned)].reshape(-1)
+            if list(turned) != sorted(turned) and same(found, truth.take(order, axis)):
+                yield f"the truth with its heads in the order {turned}, along axis {axis}"
+
+
+def _rows(found: Array, truth: Array, tolerance: float) -> Iterator[str]:
+    """Rows in another order."""
+    if truth.ndim < 2 or not 2 < len(truth) <= MANY_ROWS:
+        return
+    rows = truth.reshape(len(truth), -1)
+    apart = np.linalg.norm(found.reshape(len(truth), 1, -1) - rows, axis=-1)
+    order = apart.argmin(axis=1)
+    near = apart.min(axis=1) <= tolerance * max(_norm(truth), np.finfo(float).tiny)
+    if near.all() and sorted(order) == list(range(len(rows))) and np.any(np.diff(order) != 1):
+        shown = f" {', '.join(map(str, order))}" if len(order) <= 8 else " another order"
+        yield f"the truth's rows in the order{shown}".replace("the order another", "another")
 
 
 def _norm(x: Array) -> float:

@@ -1,22 +1,26 @@
 """Where an implementation is looked at, and what it and the specification say there.
 
-A few small models of each family (`Family.telling_cases`), chosen so that every mistake of the
-catalogue shows in one of them and no two look alike in all. What an implementation does not support
-is replaced by the nearest thing that it does.
+That is the place where a check saw it depart, if one is named. Else it is a few small models of
+each family (`Family.telling_cases`), chosen so that every mistake of the catalogue shows in one of
+them and no two look alike in all. What an implementation does not support is replaced by the
+nearest thing that it does.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
+from vitspec.testing.confirmation import SURE
 from vitspec.testing.families import AnyCase, Config
 from vitspec.testing.implementations import AdapterError, Subject
+from vitspec.testing.noise import SUSPICION, Suspicion, first_look
 from vitspec.testing.precision import Precision
-from vitspec.testing.reference import CASE_RUNS, Point, Reference
-from vitspec.testing.tolerance import Grade
+from vitspec.testing.reference import CASE_RUNS, Flat, Point, Reference
+from vitspec.testing.tolerance import Confirmation, Grade, Price
 from vitspec.testing.trial import Trial, kink_margin
 from vitspec.typing import Array
 
@@ -77,33 +81,96 @@ class Sample:
     """An implementation and the specification at one point.
 
     Args:
-        subject: what is diagnosed.
-        case: the point.
+        trial: the point, as a check would judge it.
+        case: the small case that it is of, if it is of one.
     """
 
-    def __init__(self, subject: Subject, case: AnyCase) -> None:
-        self.case, self.family, self.precision = case, subject.family, subject.precision
-        self.point = _point(case, self.precision)
-        found = subject.evaluate(self.point)
+    def __init__(self, trial: Trial, case: AnyCase | None = None) -> None:
+        self.trial, self.case, self.point = trial, case, trial.point
+        self.family, self.precision = trial.subject.family, trial.precision
+        found = trial.found
         taps = found.keys() - {"logits", "image", *self.point.params}
-        reference = _reference(case, self.precision, bool(taps))
-        self.truth, self.prices = reference.truth, reference.prices
+        old = trial.reference
+        if case is not None and old.small:
+            trial.reference = _reference(case, self.precision, bool(taps))
+        elif taps:
+            trial.reference = Reference(
+                self.point, self.precision, trial.stream("taps"), old.runs, taps=True
+            )
+        self.truth: Flat = trial.truth
         fitting = {n for n in taps & self.truth.keys() if found[n].shape == self.truth[n].shape}
         self.strange_taps = sorted(taps - fitting)
         self.taps = [name for name in self.truth if name in fitting]
-        self.found: dict[str, Array] = {
-            name: np.asarray(value, np.float64)
-            for name, value in found.items()
-            if name not in self.strange_taps
-        }
+        known = {n: value for n, value in found.items() if n not in self.strange_taps}
+        self.found = {name: np.asarray(value, np.float64) for name, value in known.items()}
+        trial.found = known
         self.tensors = [name for name in self.truth if name in found and name not in taps]
-        self.trial = Trial(subject, self.point, np.random.default_rng([case.seed, 4]))
-        self.trial.reference, self.trial.found = reference, self.found
+
+    @classmethod
+    def of(cls, subject: Subject, case: AnyCase) -> Sample:
+        """A small case."""
+        point, rng = _point(case, subject.precision), np.random.default_rng([case.seed, 4])
+        return cls(Trial(subject, point, rng, description=repr(case)), case)
+
+    @property
+    def prices(self) -> dict[str, Price]:
+        """What the precision costs each tensor."""
+        return self.trial.prices
+
+    @cached_property
+    def _looks(self) -> dict[str, tuple[Grade, tuple[Suspicion, ...]]]:
+        """The first look at every tap and tensor."""
+        return self.trial.looks(self.trial.found)
 
     @cached_property
     def grades(self) -> dict[str, Grade]:
-        """The verdicts on all taps and tensors, as `vitspec check` would have them."""
-        return {name: self.trial.grades[name] for name in (*self.taps, *self.tensors)}
+        """The verdicts on all taps and tensors, as `vitspec check` would have them.
+
+        Where something is beyond doubt, nobody asks new points about what was only suspected: that
+        is said to depart if it stands out by far, and not to be decided otherwise. But what is
+        computed before all that is certain is asked about, since the first to depart is where the
+        mistake is.
+        """
+        order = (*self.taps, *self.tensors)
+        if not self.trial.reference.small:
+            return {name: self.trial.grades[name] for name in order}
+        z = {name: look.ratio * SUSPICION for name, (look, _) in self._looks.items()}
+        if any(z[name] > SURE for name in order):
+            z = {name: value / self._ill_posed(name) for name, value in z.items()}
+        certain = [name for name in order if not z[name] <= SURE]
+        if not certain:
+            return {name: self.trial.grades[name] for name in order}
+        grades = {name: self._looks[name][0] for name in order}
+        earlier = order[: order.index(certain[0])]
+        asked = [one for name in earlier for one in self._looks[name][1]]
+        grades |= self.trial.asked(asked) if asked else {}
+        for name in order:
+            if not grades[name].conforms and grades[name].confirmation is None:
+                outcome: Any = "cleared" if z[name] <= SURE else "confirmed"
+                grades[name] = replace(grades[name], confirmation=Confirmation(outcome, z[name], 0))
+        return grades
+
+    def _ill_posed(self, name: str) -> float:
+        """How many suspicions the specification itself stands out by, rounded; 1 at least."""
+        there = self.trial.reference
+        look, _ = first_look(name, there.rounded[name], there.noises[name])
+        return max(1.0, look.ratio) if np.isfinite(look.ratio) else 1.0
+
+    @property
+    def departs(self) -> bool:
+        """Whether anything does but taps."""
+        return not all(self.grades[name].conforms for name in self.tensors)
+
+    @property
+    def departs_at_once(self) -> bool | None:
+        """Whether anything does, as far as a first look can tell; None if it cannot."""
+        there = self.trial.reference
+        if not there.small:
+            return self.departs
+        looks = [first_look(n, self.found[n], there.noises[n])[0].ratio for n in self.tensors]
+        if max(looks) * SUSPICION > SURE:
+            return True
+        return False if max(looks) <= 1 else None
 
     @cached_property
     def relative_prices(self) -> dict[str, float]:
@@ -144,13 +211,15 @@ class Sample:
     @property
     def quantities(self) -> dict[str, float]:
         """What a stray factor may be, by name."""
-        c, (B, _, H, W) = self.case.config, self.point.images.shape
+        c, (B, _, H, W) = self.point.config, self.point.images.shape
         rows, columns = self.family.grid(c, H, W)
         patches, cls = rows * columns, self.family.cls_rows(c)
+        tokens = patches + cls
         return {
-            "the number of tokens": patches + cls,
+            "the number of tokens": tokens,
             **({"the number of patches": patches} if cls else {}),
             "the batch size": B,
+            "the number of tokens of the batch": B * tokens,
             "head_dim": c.head_dim,
             "sqrt(head_dim)": c.head_dim**0.5,
             "head_count": c.head_count,
@@ -160,8 +229,3 @@ class Sample:
             "num_layers": c.num_layers,
             "num_classes": c.num_classes,
         }
-
-    @property
-    def oddities(self) -> dict[str, bool]:
-        """What is unusual about this point, in words."""
-        return self.family.oddities(self.case)

@@ -2,27 +2,29 @@
 
 Planting a deviation and evaluating the specification takes milliseconds, so all are tried. Each is
 dropped at the first point and the first tensors where it is far from the implementation; those that
-are left are graded like an implementation is, with the deviating specification as the truth and a
-price of its own.
+are left are judged as `vitspec check` judges, with the deviating specification as the truth, noise
+of its own and new points.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vitspec.testing.catalogue import Deviation, planted
+from vitspec.testing.diagnosis import derivatives
+from vitspec.testing.diagnosis.candidates import (
+    Candidate,
+    candidates,
+    mistaken,
+    mistaken_trial,
+)  # fmt: skip
 from vitspec.testing.diagnosis.points import Sample
-from vitspec.testing.families import Family
-from vitspec.testing.reference import CASE_RUNS, evaluate_spec, price_spec
-from vitspec.testing.tolerance import grade
-from vitspec.typing import shapes_unchecked
+from vitspec.testing.reference import evaluate_spec
 
 DROP = 64.0
 """A rough ratio beyond which a deviation is out: rough prices are not wrong by so much."""
@@ -30,27 +32,6 @@ CLOSE = 4.0
 """A rough ratio up to which a deviation deserves a price of its own beside one that matches."""
 AT_MOST = 8
 """Deviations that are graded with prices of their own."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Deviations that the implementation may have: one, or two at once."""
-
-    deviations: tuple[Deviation, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Their names."""
-        return tuple(d.name for d in self.deviations)
-
-    @property
-    def in_the_forward(self) -> tuple[str, ...]:
-        """Those of them that can change the logits."""
-        return tuple(d.name for d in self.deviations if changes_logits(d))
-
-    def and_also(self, other: Candidate) -> Candidate:
-        """Both at once."""
-        return Candidate(self.deviations + other.deviations)
 
 
 @dataclass(frozen=True)
@@ -82,39 +63,6 @@ class Match:
     def order(self) -> tuple[bool, float, float]:
         """What matches first, then what is nearest in most tensors."""
         return not self.matches, self.typical, self.distance
-
-
-def changes_logits(deviation: Deviation) -> bool:
-    """Whether it sits in the forward."""
-    return deviation.kind in ("forward", "both")
-
-
-def candidates(
-    family: Family, with_gradients: bool = True, other_sizes: bool = False
-) -> list[Candidate]:
-    """Every deviation that can show in a model.
-
-    A mistaken forward may come with the derivatives of the right one, written by hand, or with its
-    own, by automatic differentiation: these are two candidates of one name.
-    """
-    found = []
-    for deviation in family.mistakes(other_sizes):
-        if not deviation.visible_in_model:
-            continue
-        if with_gradients or changes_logits(deviation):
-            found.append(Candidate((deviation,)))
-        if with_gradients and deviation.derivatives:
-            own = deviation.differentiated()
-            assert own is not None
-            found.append(Candidate((own,)))
-    return found
-
-
-@contextmanager
-def mistaken(candidate: Candidate) -> Iterator[None]:
-    """The specification with the candidate's deviations; shapes are not checked, and 1/0 is inf."""
-    with shapes_unchecked(), planted(*candidate.deviations), np.errstate(all="ignore"):
-        yield
 
 
 class Search:
@@ -167,20 +115,26 @@ class Search:
         if (candidate, i) not in self._ratios:
             sample = self.samples[i]
             try:
-                with mistaken(candidate):
-                    deviating = evaluate_spec(sample.point)
-                ratios = {
-                    n: sample.rough_ratio(n, sample.found[n], deviating[n]) for n in sample.tensors
-                }
-                if i == 0:
-                    self._changes[candidate] = {
-                        n: sample.rough_ratio(n, deviating[n], sample.truth[n])
-                        for n in sample.tensors
-                    }
+                self._ratios[candidate, i] = self._rough_ratios(candidate, i)
             except Exception:  # as above
-                ratios = dict.fromkeys(sample.tensors, np.inf)
-            self._ratios[candidate, i] = ratios
+                self._ratios[candidate, i] = dict.fromkeys(sample.tensors, np.inf)
         return self._ratios[candidate, i]
+
+    def _rough_ratios(self, candidate: Candidate, i: int) -> dict[str, float]:
+        sample = self.samples[i]
+        if candidate.automatic:
+            logits = self.logits_ratio(candidate, i)
+            if logits > DROP:
+                return dict.fromkeys(sample.tensors, np.inf)
+            with mistaken(candidate):
+                return {"logits": logits} | derivatives.ratios(sample)
+        with mistaken(candidate):
+            deviating = evaluate_spec(sample.point)
+        if i == 0:
+            self._changes[candidate] = {
+                n: sample.rough_ratio(n, deviating[n], sample.truth[n]) for n in sample.tensors
+            }
+        return {n: sample.rough_ratio(n, sample.found[n], deviating[n]) for n in sample.tensors}
 
     def rough(self, candidate: Candidate) -> Match:
         """The candidate by rough prices, at all samples."""
@@ -188,19 +142,20 @@ class Search:
         return _match(candidate, ratios, exact=False)
 
     def exact(self, candidate: Candidate) -> Match:
-        """The candidate graded as the truth, by a price of its own."""
-        ratios = []
-        for sample in self.samples:
-            rng = np.random.default_rng([sample.case.seed, 3])
+        """The candidate as the truth, judged as `vitspec check` judges an implementation."""
+        ratios: list[float] = []
+        for i, sample in enumerate(self.samples):
+            names = ["logits"] if candidate.automatic else sample.tensors
             try:
                 with mistaken(candidate):
-                    truth = evaluate_spec(sample.point)
-                    truth = {name: truth[name] for name in sample.tensors}
-                    prices = price_spec(sample.point, truth, sample.precision, CASE_RUNS, rng)
+                    grades = mistaken_trial(sample).grades
             except Exception:  # as above
                 return _match(candidate, [np.inf], exact=True)
-            for n in sample.tensors:
-                ratios.append(grade(n, sample.found[n], truth[n], prices[n]).ratio)
+            judged = [grades[name] for name in names]
+            ratios += [min(one.ratio, 1.0) if one.conforms else one.ratio for one in judged]
+            if candidate.automatic:
+                rough = self.ratios(candidate, i)
+                ratios += [rough[name] for name in sample.tensors if name != "logits"]
         return _match(candidate, ratios, exact=True)
 
     # ---- all of them -----------------------------------------------------------------------
@@ -228,7 +183,7 @@ class Search:
 
     def nearest(self, count: int, besides: Sequence[str] = ()) -> list[Match]:
         """The nearest single deviations, one for each name, whether they match or not."""
-        rest = [c for c in self.all if c.names[0] not in besides]
+        rest = [c for c in self.all if c.names[0] not in besides and not c.automatic]
         logits = {c: self.logits_ratio(c, 0) for c in rest}
         rest.sort(key=lambda c: logits[c])
         near = [c for c in rest if logits[c] <= DROP] or rest[: 3 * count]
@@ -260,6 +215,11 @@ class Search:
         if found or single:
             return found
         return self.matches(self.forward_pairs())
+
+    @property
+    def of_specification(self) -> Match:
+        """How far the specification itself is."""
+        return self.rough(Candidate(()))
 
     def samples_have_right_logits(self) -> bool:
         """Whether the implementation's forward is the specification's."""
@@ -320,7 +280,7 @@ def same_function(a: Candidate, b: Candidate, samples: Sequence[Sample]) -> bool
             of_a: dict[str, Any] = evaluate_spec(sample.point)
         with mistaken(b):
             of_b = evaluate_spec(sample.point)
-        for name in sample.tensors:
+        for name in ["logits"] if a.automatic or b.automatic else sample.tensors:
             size = max(float(np.linalg.norm(of_a[name])), float(np.linalg.norm(sample.truth[name])))
             if np.linalg.norm(of_a[name] - of_b[name]) > 1e-12 * size:
                 return False

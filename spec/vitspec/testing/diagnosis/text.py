@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -19,8 +21,9 @@ KINDS_SHOWN = 12
 def diagnosis_tables(diagnosis: Diagnosis) -> list[Any]:
     """The diagnosis as what rich prints; colours only say again what the words say."""
     d = diagnosis
+    first = f", {d.place} first" if d.place else ""
     head = Text(f"{d.implementation} {d.version} as {d.spec}, {d.dtype}, seed {d.seed}: ")
-    head.append(f"looked at {len(d.points)} points in {d.seconds:.1f} s", style="dim")
+    head.append(f"looked at {len(d.points)} points in {d.seconds:.1f} s{first}", style="dim")
     parts: list[Any] = [head, Text(d.verdict, style="bold green" if d.conforms else "bold red")]
     if d.nearest:
         parts.append(_nearest_table(d))
@@ -28,6 +31,7 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Any]:
         first = d.departures[0]
         parts.append(Text(f"First to depart: {_shown(first)}", style="bold"))
         parts.append(_departures_table(d))
+    parts += [Text(("" if cause.endswith(":") else "  ") + cause) for cause in d.causes]
     parts += [Text(note) for note in d.notes]
     if d.name and not d.conforms:
         parts.append(Text(f"See docs/catalogue.md on {' and '.join(d.nearest[0].names)}."))
@@ -69,7 +73,8 @@ def _departures_table(d: Diagnosis) -> Table:
     for one in d.departures:
         kinds.setdefault(re.sub(r"layers\.\d+", "layers.*", _shown(one)), []).append(one)
     table = _table(("departs", ""), ("error", "right"), ("bound", "right"), ("it is", ""))
-    for shown, layers in list(kinds.items())[:KINDS_SHOWN]:
+    chosen = _telling(kinds)
+    for shown, layers in ((name, kinds[name]) for name in kinds if name in chosen):
         worst = max(layers, key=lambda one: one.error / one.bound if one.bound else 0.0)
         patterns = {one.pattern for one in layers}
         table.add_row(
@@ -79,6 +84,15 @@ def _departures_table(d: Diagnosis) -> Table:
     if (more := len(kinds) - KINDS_SHOWN) > 0:
         table.add_row(f"... and {more} more", "", "", "", style="dim")
     return table
+
+
+def _telling(kinds: Mapping[str, Sequence[Departure]]) -> set[str]:
+    """The rows that say most: the first, then those of a pattern, the rarest pattern first."""
+    patterns = {name: layers[0].pattern for name, layers in kinds.items()}
+    count = Counter(patterns.values())
+    first = next(iter(kinds), "")
+    order = sorted(kinds, key=lambda n: (n != first, not patterns[n], count[patterns[n]]))
+    return set(order[:KINDS_SHOWN])
 
 
 def _shown(departure: Departure) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vitspec.testing.report import parts
 from vitspec.testing.report.text import printable, ratio, short
@@ -168,6 +168,18 @@ class Report:
         if self.target:
             return f"vitspec check {shlex.quote(self.target)} {again.as_options()}"
         return f"check(implementation, {again!r})"
+
+    def diagnose(self, result: Result) -> str:
+        """What looks more closely at a departure: a command, or a call; "" where none can."""
+        suite = result.place.suite
+        if result.status != "failed" or result.is_refusal or not suite or not result.failures:
+            return ""
+        if suite == "vectors" and result.check == "vector.layer":
+            return ""
+        place = replace(result.again or self.settings, only=None, strict=False)
+        if self.target:
+            return f"vitspec diagnose {shlex.quote(self.target)} {place.as_options()}"
+        return f"diagnose(implementation, {place!r})"
 
 
 def to_show(report: Report) -> tuple[list[Result], list[Result]]:

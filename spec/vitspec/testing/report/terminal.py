@@ -168,6 +168,8 @@ def _print_failure(report: Report, result: Result, console: Console) -> None:
     # One line, however long: it is there to be copied.
     command = printable(report.reproduce(result))
     _print(console, ("  reproduce: ", "dim"), command, soft_wrap=True)
+    if diagnose := printable(report.diagnose(result)):
+        _print(console, ("  diagnose: ", "dim"), diagnose, soft_wrap=True)
 
 
 def _failures_table(grades: Sequence[Grade]) -> Table:

@@ -58,6 +58,12 @@ class Degenerate(Suite):
         else:
             yield from against_the_truth(trial, settings, self.prefix)
 
+    def trial_at(self, subject: Subject, settings: Settings, index: Any) -> Trial | str:
+        """The trial of a kind of point."""
+        if index not in KINDS:
+            return f"there is no such kind of point; there are {', '.join(KINDS)}"
+        return self.trial(subject, settings, index)
+
     def trial(self, subject: Subject, settings: Settings, index: str) -> Trial | str:
         """The trial of a kind of point; or why the implementation has none."""
         kind = KINDS[index]

@@ -15,7 +15,7 @@ from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import Suite
 from vitspec.testing.tolerance import Grade
-from vitspec.testing.trial import kink_margin
+from vitspec.testing.trial import Trial, kink_margin
 
 DRAWS = 50
 """Configurations that are drawn until the implementation supports one."""
@@ -41,6 +41,14 @@ class Identities(Suite):
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
         """The settings that run all points up to the last of these."""
         return settings.only_for(identities=True, laws=max(indices) + 1)
+
+    def trial_at(self, subject: Subject, settings: Settings, index: Any) -> Trial | str:
+        """The trial of a point where identities are compared."""
+        point = _supported_point(subject, settings, index)
+        rng = np.random.default_rng([settings.seed, index, 2])
+        if point is None:
+            return "no supported configuration drawn"
+        return Trial(subject, point, rng, place=self.place(index))
 
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
         """Every identity at one point."""

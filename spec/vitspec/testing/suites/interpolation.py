@@ -12,6 +12,7 @@ from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import Numbered
+from vitspec.testing.trial import Trial
 
 
 class Interpolation(Numbered):
@@ -28,6 +29,12 @@ class Interpolation(Numbered):
         """More patches, fewer, or both; the first cases have one orientation of the grid each."""
         orientation = dict(enumerate(ORIENTATIONS)).get(index, "")
         return family.interpolated_case(rng, orientation)
+
+    def trial_at(self, subject: Subject, settings: Settings, index: Any) -> Trial | str:
+        """The trial of the case with this number, if positions are interpolated at all."""
+        if subject.family.interpolates and subject.takes_other_sizes:
+            return super().trial_at(subject, settings, index)
+        return f"{subject.name} takes no images of another size"
 
     def run(self, subject: Subject, settings: Settings, index: int) -> Iterator[Result]:
         """Against the truth, if the family and the implementation interpolate."""

@@ -32,6 +32,11 @@ class Photograph(Suite):
         """The photograph and nothing else."""
         return settings.nothing_but(photograph=True)
 
+    def trial_at(self, subject: Subject, settings: Settings, index: Any) -> Trial | str:
+        """The trial of the photograph."""
+        trial = photograph_trial(subject, settings.seed, settings.config)
+        return subject.why_unsupported(trial.point.config) or trial
+
     def run(self, subject: Subject, settings: Settings, index: Any) -> Iterator[Result]:
         """Against the truth."""
         trial = photograph_trial(subject, settings.seed)

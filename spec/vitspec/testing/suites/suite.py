@@ -56,6 +56,10 @@ class Suite(ABC):
     def alone(self, settings: Settings, indices: tuple[Any, ...]) -> Settings:
         """The settings that run these units again, and no other suite."""
 
+    def trial_at(self, subject: Subject, settings: Settings, index: Any) -> Trial | str:
+        """The trial of a unit, to look at it more closely; or why there is none."""
+        return f"{self.place(index)} has no point of its own"
+
     def plan(self, settings: Settings) -> list[Place]:
         """The places where something is to be checked."""
         if settings.names_units:
@@ -140,6 +144,12 @@ class Numbered(Suite):
             if case.config != settings.config:
                 case = family.with_config(case, settings.config)
         return case_trial(subject, case, self.place(index))
+
+    def trial_at(self, subject: Subject, settings: Settings, index: Any) -> Trial | str:
+        """The trial of the case with this number."""
+        trial = self.trial(subject, settings, index)
+        size = trial.point.images.shape[2:]
+        return self.why_unsupported(subject, trial.point.config, size) or trial
 
     def why_unsupported(self, subject: Subject, config: Any, size: tuple[int, ...]) -> str | None:
         """Why the implementation cannot do images (H, W) of this size; None if it can."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from vitspec.testing.families import MODELS
 from vitspec.testing.implementations import Subject
 from vitspec.testing.results import Place, Result
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites.suite import Index, Suite
+from vitspec.testing.trial import Trial
+from vitspec.testing.vectors.folder import ids, load
 from vitspec.testing.vectors.grading import check_vectors
 
 
@@ -35,6 +39,20 @@ class Vectors(Suite):
     def order(self, place: Place) -> int:
         """What is said of all vectors comes after all other suites."""
         return self.rank if place.index else Suite.rank
+
+    def trial_at(self, subject: Subject, settings: Settings, index: Any) -> Trial | str:
+        """The trial of a vector's point, if it is of a model."""
+        if index is None:
+            return "name a single test vector"
+        if index not in ids():
+            return f"no test vector is named {index!r}"
+        vector = load(index)
+        if vector.kind != "model" or vector.case["spec"] != subject.spec:
+            return f"the vector {index} is none of {subject.spec}"
+        point, rng = vector.point().rounded(subject.precision), np.random.default_rng([0, 5])
+        reason = subject.why_unsupported(point.config)
+        words = str(vector.case["description"])
+        return reason or Trial(subject, point, rng, place=self.place(index), description=words)
 
     def run(self, subject: Subject, settings: Settings, index: Any) -> Iterator[Result]:
         """Every vector, or the one of this name."""
