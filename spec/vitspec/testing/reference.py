@@ -291,8 +291,8 @@ class Reference:
         if self.small:
             return {name: noise.price() for name, noise in self.noises.items()}
         # At full size float32 halves the time, and the noise is larger than its own rounding.
-        carrier = self.precision.carrier
-        return price_spec(self.point, self.truth, self.precision, self.runs, self._rng, carrier)
+        how = (self.precision, self.runs, self._rng, self.precision.carrier, self.taps)
+        return price_spec(self.point, self.truth, *how)
 
 
 class SpecImplementation:

@@ -139,7 +139,8 @@ class Trial:
         if not doubtful:
             return found
         point = self.neighbour(step(self.precision))
-        there = type(self)(self.subject, point, self._of_points, self.reference.runs, self.place)
+        runs, taps = self.reference.runs, self.reference.taps
+        there = type(self)(self.subject, point, self._of_points, runs, self.place, taps=taps)
         for name in doubtful:
             one = grade(name, there.found[name], there.truth[name], there.prices[name])
             outcome: Literal["confirmed", "cleared"] = "cleared" if one.conforms else "confirmed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitspec.testing.diagnosis.diagnosis import Departure
-from vitspec.testing.diagnosis.patterns import LAYER, patterns
+from vitspec.testing.diagnosis.patterns import LAYER, common, patterns
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.noise import SUSPICION
 from vitspec.testing.tolerance import worst
@@ -60,11 +60,12 @@ def rules(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
         )  # fmt: skip
         notes += [f"{name} is not used: its gradient is zero wherever the logits depart."
                   for name in unused if name != "image"]  # fmt: skip
-    patterns = {d.pattern for d in gradients}
-    if len(patterns) == 1 and len(everything) > 1:
-        (pattern,) = patterns
-        always = {d.tensor for d in gradients}
-        if (" x the truth" in pattern or "the truth / " in pattern) and everything == always:
+    spared = everything - {d.tensor for d in gradients}
+    if len(gradients) > 1 and all(_is_nothing(name, samples) for name in spared):
+        places = [(d.tensor, s) for d in gradients for s in samples
+                  if d.tensor in s.grades and not s.grades[d.tensor].conforms]  # fmt: skip
+        pattern = common(places)
+        if " x the truth" in pattern or "the truth / " in pattern:
             notes.append(f"All gradients have one factor: each is {pattern}.")
     return notes
 
@@ -73,6 +74,11 @@ def _unused(name: str, samples: Sequence[Sample]) -> bool:
     """Whether its gradient is zero at every sample where the logits depart."""
     where = [s for s in samples if name in s.found and not s.grades["logits"].conforms]
     return bool(where) and not any(s.found[name].any() for s in where)
+
+
+def _is_nothing(name: str, samples: Sequence[Sample]) -> bool:
+    """Whether a gradient is zero but for rounding, so that no factor can be seen."""
+    return all(s.grades[name].cancelled for s in samples if name in s.grades)
 
 
 def near_rounding(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:

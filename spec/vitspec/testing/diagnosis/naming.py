@@ -8,6 +8,7 @@ from dataclasses import replace
 from vitspec.testing.catalogue import deviation
 from vitspec.testing.diagnosis.candidates import Candidate, mistaken
 from vitspec.testing.diagnosis.diagnosis import Diagnosis, Near
+from vitspec.testing.diagnosis.findings import rules
 from vitspec.testing.diagnosis.places import Looked
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.diagnosis.search import CLOSE, Match, Search, same_function
@@ -19,8 +20,13 @@ SHOWN = 3
 
 
 def name(diagnosis: Diagnosis, search: Search, there: Looked) -> bool:
-    """Name the deviation, or the two, that the implementation has; whether there is a name."""
-    matches = search.matches(search.all) or search.pairs()
+    """Name the deviation, or the two, that the implementation has; whether there is a name.
+
+    Pairs are not tried where a rule says all.
+    """
+    matches = search.matches(search.all)
+    if not matches and not rules(diagnosis.departures, there.small):
+        matches = search.pairs()
     matches = [m for m in matches if all(fits(m.candidate, s) for s in there.large)]
     if not matches:
         return False

@@ -34,14 +34,14 @@ def patterns(departing: Mapping[str, Sequence[Sample]]) -> dict[str, str]:
     kinds: dict[str, list[tuple[str, Sample]]] = {}
     for name, samples in departing.items():
         kinds.setdefault(LAYER.sub("", name), []).extend((name, sample) for sample in samples)
-    of_kind = {kind: _common(places) for kind, places in kinds.items()}
+    of_kind = {kind: common(places) for kind, places in kinds.items()}
     return {
-        name: of_kind[LAYER.sub("", name)] or _common([(name, sample) for sample in samples])
+        name: of_kind[LAYER.sub("", name)] or common([(name, sample) for sample in samples])
         for name, samples in departing.items()
     }
 
 
-def _common(places: Sequence[tuple[str, Sample]]) -> str:
+def common(places: Sequence[tuple[str, Sample]]) -> str:
     """The first phrase that holds everywhere."""
     common: list[str] = []
     for i, (name, sample) in enumerate(places):

@@ -24,6 +24,9 @@ from vitspec.testing.tolerance import Confirmation, Grade, Price
 from vitspec.testing.trial import Trial, kink_margin
 from vitspec.typing import Array
 
+LARGE_COTANGENT = 2.0**10
+"""How much larger the cotangent is where the parameters are large."""
+
 
 def cases(
     subject: Subject, seed: int = 0, config: Config | None = None
@@ -68,7 +71,10 @@ def _interpolated(subject: Subject, seed: int, config: Config | None) -> AnyCase
 
 @lru_cache(maxsize=16)
 def _point(case: AnyCase, precision: Precision) -> Point:
-    return Point.of(case).away_from_kinks(kink_margin(precision)).rounded(precision)
+    point = Point.of(case)
+    if getattr(case, "values", "") == "large":
+        point = replace(point, cotangent=LARGE_COTANGENT * point.cotangent)
+    return point.away_from_kinks(kink_margin(precision)).rounded(precision)
 
 
 @lru_cache(maxsize=16)

@@ -194,10 +194,6 @@ class Family(ABC):
     def friendlier(self, case: Any) -> Iterator[Any]:
         """The case, then the same with one after the other of its oddities removed."""
 
-    @abstractmethod
-    def oddities(self, case: Any) -> dict[str, bool]:
-        """What is unusual about a case, in words, and whether it is so here."""
-
     # ---- kinks ---------------------------------------------------------------------------------
 
     @abstractmethod

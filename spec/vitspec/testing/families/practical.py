@@ -133,6 +133,13 @@ TELLING_CASES = (
         seed=0, values="tiny", batch=3,
     ),
     VisionTransformerCase(
+        VisionTransformerConfig(image_h=10, image_w=8, in_channels=1, patch_h=2, patch_w=2,
+                                embed_dim=8, hidden_dim=6, head_count=2, num_layers=1,
+                                num_classes=3, activation="quick_gelu", qkv_bias=False,
+                                output_bias=False, cls_token=False, pool="mean"),
+        seed=0, values="large",
+    ),
+    VisionTransformerCase(
         VisionTransformerConfig(image_h=4, image_w=6, in_channels=3, patch_h=2, patch_w=2,
                                 embed_dim=6, hidden_dim=12, head_count=2, num_layers=2,
                                 num_classes=4),
@@ -311,23 +318,6 @@ class PracticalFamily(Family):
             yield self.with_config(case, replace(c, patch_w=width, image_h=height, image_w=side))
         for config in self.smoke_configs[:-1]:
             yield replace(case, config=config)
-
-    def oddities(self, case: VisionTransformerCase) -> dict[str, bool]:
-        """Of the patches, the blocks, the numbers and the pooling."""
-        c = case.config
-        return {
-            "patches do not reach the image's edge": bool(
-                c.image_h % c.patch_h or c.image_w % c.patch_w
-            ),
-            "patches are not square": c.patch_h != c.patch_w,
-            "there are several layers": c.num_layers > 1,
-            "there are several images": case.batch > 1,
-            "the residual stream is small": case.values == "tiny",
-            "the branches are scaled": c.layer_scale,
-            "there is a CLS token": c.cls_token,
-            "several rows are pooled": "mean" in c.pool,
-            "positions are interpolated": case.image_size is not None,
-        }
 
     # ---- kinks ---------------------------------------------------------------------------------
 
