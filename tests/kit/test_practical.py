@@ -787,11 +787,11 @@ def test_no_two_mistakes_look_the_same_to_a_diagnosis():
     truths = [evaluate_spec(point) for point in places]
 
     def look(*mistakes):
-        """What is wrong with each tensor, relative to its size."""
+        """What is wrong with each tensor, relative to its size, unless that is rounding noise."""
         with mistaken(Candidate(mistakes)):
             founds = [evaluate_spec(point) for point in places]
         return np.concatenate([
-            (found[name] - right).ravel() / max(np.abs(right).max(), 1e-6)  # a gradient that is 0 is noise
+            (found[name] - right).ravel() / max(np.abs(right).max(), 1e-6)
             for found, truth in zip(founds, truths, strict=True)
             for name, right in truth.items()
         ])  # fmt: skip
