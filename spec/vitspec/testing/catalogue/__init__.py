@@ -6,7 +6,14 @@ itself has no switches. `docs/catalogue.md` shows them all.
 """
 
 from vitspec.testing.catalogue.deviation import KINDS, Deviation, Kind, Patch
-from vitspec.testing.catalogue.entries import CATALOGUE, EVERY, GROUPS, deviation, deviations_of
+from vitspec.testing.catalogue.entries import (
+    CATALOGUE,
+    EVERY,
+    GROUPS,
+    LATER,
+    deviation,
+    deviations_of,
+)
 from vitspec.testing.catalogue.page import catalogue_markdown
 from vitspec.testing.catalogue.planting import ConflictError, nothing_planted, planted
 
@@ -15,6 +22,7 @@ __all__ = [
     "EVERY",
     "GROUPS",
     "KINDS",
+    "LATER",
     "ConflictError",
     "Deviation",
     "Kind",

@@ -205,13 +205,15 @@ GRADIENTS = (
          "andersy005/deep-learning-specialization-coursera#5"),
         practical=Form(at.RELU_DERIV, "scalars.is_positive(z)", "1 + 0 * scalars.is_positive(z)"),
     ),
-    of_lean(
+    Deviation(
         "relu-gradient-replaces", "backward", at.RELU_BACKWARD,
         "return d_out * relu_deriv(z)", "return relu_deriv(z) + 0 * d_out",
-        "the ReLU's derivative is not multiplied by the gradient that arrives",
+        "the activation's derivative is not multiplied by the gradient that arrives",
         "The gradients of W1 and b1, and all below, are wrong and do not depend on the cotangent's"
         " size.",
         ("haifengl/smile#528",),
+        practical=Form(at.MLP_BACKWARD, "d_hidden = d_activated *",
+                       "d_hidden = 0 * d_activated +"),
     ),
     Deviation(
         "bias-gradient-averaged", "backward", at.FFN_BACKWARD,
@@ -239,13 +241,19 @@ GRADIENTS = (
         ("TorchLean (DEV-1 in `docs/deviations.md`)",),
         practical=Form(at.BLOCKS_BACKWARD),
     ),
-    of_lean(
+    Deviation(
         "layer-backward-at-its-output", "backward", at.ENCODER_BACKWARD,
         "encoder_layer_backward(layer, trace.input, d_out, trace)",
         "encoder_layer_backward(layer, trace.output, d_out, trace)",
         "a layer is differentiated at its output instead of its input",
-        "The gradients of Wq, Wk and Wv are wrong at their own size; all else is right.",
+        "The gradients of Wq, Wk and Wv are wrong at their own size; all else is right. In the"
+        " practical family those of the first normalisation, and all below, are wrong.",
         ("not seen in public; included because a layer's output is the next one's input",),
+        practical=Form(
+            at.BLOCKS_BACKWARD, "grads, d_out = block",
+            "import dataclasses; trace = dataclasses.replace(trace, input=trace.output)\n"
+            "        grads, d_out = block",
+        ),
     ),
     # ---- patches and tokens
     Deviation(
@@ -313,33 +321,5 @@ GRADIENTS = (
         practical=Form(at.EMBEDDING_BACKWARD, "d_bias=scalars.total",
                        "d_bias=1 / len(d_out) * scalars.total"),
     ),
-    # ---- forward mode
-    of_lean(
-        "jvp-without-key-tangent", "jvp", at.SDPA_JVP, " + matmul(q, dk.swapaxes(-1, -2))", "",
-        "the keys' tangent is left out",
-        "Tangents of the logits are wrong; logits and cotangents are right.",
-        ("not seen in public; included because forward mode is rarely tested",),
-    ),
-    of_lean(
-        "jvp-without-query-weight-tangent", "jvp", at.MHA_JVP,
-        "matmul(dx, mha.wq) + matmul(x, tangent.wq)", "matmul(dx, mha.wq)",
-        "the query weight's tangent is left out",
-        "Tangents of the logits along Wq are 0; logits and cotangents are right.",
-        ("not seen in public; included because forward mode is rarely tested",),
-    ),
-    Deviation(
-        "jvp-without-gamma", "jvp", at.LAYER_NORM_JVP,
-        "normalize_derivative(xhat, std, dx) * gamma", "normalize_derivative(xhat, std, dx)",
-        "the normalised tangent is not scaled by gamma",
-        "Tangents of the logits are wrong by the spread of gamma; logits and cotangents are right.",
-        ("not seen in public; included because forward mode is rarely tested",),
-    ),
-    of_lean(
-        "jvp-without-image-tangent", "jvp", at.CONV2D_JVP,
-        "y = y + matmul(kernel_as_matrix(spec.kernel), d_rows.T)", "del d_rows",
-        "the patch embedding ignores the image's tangent",
-        "Tangents of the logits along the image are 0; logits and cotangents are right.",
-        ("not seen in public; included because forward mode is rarely tested",),
-    ),
 )  # fmt: skip
-"""From the head down to the patches; then forward mode."""
+"""From the head down to the patches."""

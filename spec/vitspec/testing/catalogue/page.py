@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from textwrap import dedent, fill
 
 from vitspec.testing.catalogue.deviation import KINDS, LEAN, PRACTICAL, Deviation, Patch
-from vitspec.testing.catalogue.entries import EVERY, GROUPS, PRACTICAL_GROUPS
+from vitspec.testing.catalogue.entries import EVERY, GROUPS, LATER_GROUPS, PRACTICAL_GROUPS
 
 _WIDTH = 100
 
@@ -42,6 +42,7 @@ those of interpolated positions show on images of another size than the configur
 (`other_sizes=True`). Names of old entries that were merged with others are still read.
 """
 
+_GROUPS = GROUPS | PRACTICAL_GROUPS | LATER_GROUPS
 _REFERENCE = re.compile(r"(?<![\w/.-])([\w.-]+/[\w.-]+)#(\d+)")
 
 
@@ -59,14 +60,14 @@ def _kinds() -> Iterator[str]:
 
 def _contents() -> Iterator[str]:
     yield f"{len(EVERY)} entries:\n"
-    for group, entries in (GROUPS | PRACTICAL_GROUPS).items():
+    for group, entries in _GROUPS.items():
         names = ", ".join(f"[{d.name}](#{d.name})" for d in entries)
         yield f"- **{group}**: {names}"
     yield ""
 
 
 def _entries() -> Iterator[str]:
-    for group, entries in (GROUPS | PRACTICAL_GROUPS).items():
+    for group, entries in _GROUPS.items():
         yield f"## {group}\n"
         for d in entries:
             yield f"### {d.name}\n"

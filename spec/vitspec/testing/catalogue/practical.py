@@ -10,11 +10,11 @@ _NORM2 = "layer_norm(residual, block.norm2_gamma, block.norm2_beta, block.epsilo
 _BRANCH1 = "times(times(mha.output, block.layer_scale1), f.attention)"
 _BRANCH2 = "times(times(ffn.output, block.layer_scale2), f.mlp)"
 _BLOCK_EPS = "block.epsilon"
-_LAST = "last = layer_norm(encoded, self.norm_gamma, self.norm_beta, self._epsilon)"
-_LAST_BACKWARD = (
+LAST = "last = layer_norm(encoded, self.norm_gamma, self.norm_beta, self._epsilon)"
+LAST_BACKWARD = (
     "layer_norm_backward(\n            encoded, self.norm_gamma, d_last, self._epsilon\n        )"
 )
-_LAST_JVP = (
+LAST_JVP = (
     "d_last = layer_norm_jvp(\n"
     "            t.hidden_states[-1],\n"
     "            self.norm_gamma,\n"
@@ -40,12 +40,12 @@ def _gelu_deriv(name: str) -> tuple[Patch, ...]:
     )
 
 
-def _without(letters: str) -> tuple[Patch, ...]:
+def without_biases(letters: str) -> tuple[Patch, ...]:
     """The projections without their biases."""
     return tuple(Patch(at.ATTENTION, f"mha.w{c}, mha.b{c})", f"mha.w{c}, None)") for c in letters)
 
 
-def _no_gradient(letters: str) -> tuple[Patch, ...]:
+def no_bias_gradient(letters: str) -> tuple[Patch, ...]:
     """What automatic differentiation gives biases that are not used."""
     backward = (
         Patch(at.ATTENTION_BACKWARD, f"d_b{c}=bias_backward(mha.b{c}, {d})",
@@ -117,23 +117,23 @@ PRACTICAL_FORWARD = (
     ),
     of_practical(
         "final-norm-eps-1e-6", "forward", at.OUTPUTS,
-        _LAST, _LAST.replace("self._epsilon", '"1e-6"'),
+        LAST, LAST.replace("self._epsilon", '"1e-6"'),
         "the final normalisation's epsilon is 1e-6; the blocks have the configuration's",
         "As `layer-norm-eps-1e-6`, in the last normalisation alone.",
         ("not seen in public; included as the counterpart of `block-norm-eps-1e-6`",),
-        derivatives=(Patch(at.MODEL_BACKWARD, _LAST_BACKWARD,
-                           _LAST_BACKWARD.replace("self._epsilon", '"1e-6"')),
-                     Patch(at.MODEL_JVP, _LAST_JVP, _LAST_JVP.replace("self._epsilon", '"1e-6"'))),
+        derivatives=(Patch(at.MODEL_BACKWARD, LAST_BACKWARD,
+                           LAST_BACKWARD.replace("self._epsilon", '"1e-6"')),
+                     Patch(at.MODEL_JVP, LAST_JVP, LAST_JVP.replace("self._epsilon", '"1e-6"'))),
     ),
     of_practical(
-        "final-norm-missing", "forward", at.OUTPUTS, _LAST, "last = encoded",
+        "final-norm-missing", "forward", at.OUTPUTS, LAST, "last = encoded",
         "what the last block computes is pooled as it is",
         "Logits are wrong at their own size, and the gradients of the final gamma and beta, if"
         " automatic, are 0.",
         ("TorchLean's ViT has none, being post-norm",),
-        derivatives=(Patch(at.MODEL_BACKWARD, _LAST_BACKWARD,
+        derivatives=(Patch(at.MODEL_BACKWARD, LAST_BACKWARD,
                            "d_last, 0 * self.norm_gamma, 0 * self.norm_beta"),
-                     Patch(at.MODEL_JVP, _LAST_JVP, "d_last = d_encoded")),
+                     Patch(at.MODEL_JVP, LAST_JVP, "d_last = d_encoded")),
     ),
     of_practical(
         "final-norm-after-pooling", "forward", at.OUTPUTS, _POOLED,
@@ -173,8 +173,8 @@ PRACTICAL_FORWARD = (
         "Logits are wrong by the size of the biases, and their gradients, if automatic, are 0."
         " Invisible at initialisation, where they are 0, and in models without them.",
         ("D2L's ViT has none by default (`use_bias=False`), Hugging Face's has (`qkv_bias`)",),
-        also=_without("kv"),
-        derivatives=_no_gradient("qkv"),
+        also=without_biases("kv"),
+        derivatives=no_bias_gradient("qkv"),
     ),
     of_practical(
         "output-bias-missing", "forward", at.ATTENTION, "mha.wo, mha.bo)", "mha.wo, None)",
@@ -182,7 +182,7 @@ PRACTICAL_FORWARD = (
         "Logits are wrong by the size of the bias, and its gradient, if automatic, is 0. Invisible"
         " at initialisation, where it is 0, and in models without it.",
         ("D2L's ViT has none by default; in Hugging Face's it stays where `qkv_bias` is off",),
-        derivatives=_no_gradient("o"),
+        derivatives=no_bias_gradient("o"),
     ),
     of_practical(
         "layer-scales-missing", "forward", at.BLOCK,

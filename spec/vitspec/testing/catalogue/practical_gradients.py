@@ -7,10 +7,10 @@ from functools import partial
 from vitspec.testing.catalogue import functions as at
 from vitspec.testing.catalogue.deviation import Patch, of_practical
 
-_interpolated = partial(of_practical, other_sizes_only=True)
+interpolated = partial(of_practical, other_sizes_only=True)
 
 _GELU_DERIV = "return normal_distribution(x) + x * density"
-_SOURCE = "source = Fraction(2 * i + 1, 2) * Fraction(old, new) - Fraction(1, 2)"
+SOURCE = "source = Fraction(2 * i + 1, 2) * Fraction(old, new) - Fraction(1, 2)"
 _ALIGNED = "source = Fraction(i * (old - 1), new - 1) if new > 1 else Fraction(0)"
 _READ = (
     "for k in range(below - 1, below + 3):\n"
@@ -94,21 +94,23 @@ PRACTICAL_GRADIENTS = (
 """From the activation to the patches."""
 
 INTERPOLATION = (
-    _interpolated(
+    interpolated(
         "cubic-a-half", "both", at.CUBIC_WEIGHT, "a = KEYS_A", "a = Fraction(-1, 2)",
         "positions are interpolated with a = -1/2 instead of -3/4",
         "Interpolated positions are wrong by some per cent of their size. Invisible at the size"
         " that the positions were trained for.",
         ("`jax.image.resize` and PIL have -1/2: bonsai's ViT, at 384 pixels",),
+        derivatives=(),
     ),
-    _interpolated(
-        "positions-corners-aligned", "both", at.INTERPOLATION_WEIGHTS, _SOURCE, _ALIGNED,
+    interpolated(
+        "positions-corners-aligned", "both", at.INTERPOLATION_WEIGHTS, SOURCE, _ALIGNED,
         "positions are interpolated with aligned corners",
         "Interpolated positions are wrong at their own size, least at the corners. Invisible at the"
         " size that the positions were trained for.",
         ("torchvision's `interpolate_embeddings`: bicubic, `align_corners=True`",),
+        derivatives=(),
     ),
-    _interpolated(
+    interpolated(
         "positions-antialiased", "both", at.INTERPOLATION_WEIGHTS, _READ,
         "wide = max(Fraction(old, new), Fraction(1))\n"
         "        near = [cubic_weight(abs(source - k) / wide) for k in range(old)]\n"
@@ -117,17 +119,19 @@ INTERPOLATION = (
         "Interpolated positions are wrong by tens of per cent on smaller images, and near the"
         " border on larger ones. Invisible at the size that the positions were trained for.",
         ("timm's `resample_abs_pos_embed`: `antialias=True`", "`jax.image.resize`'s default"),
+        derivatives=(),
     ),
-    _interpolated(
+    interpolated(
         "positions-bilinear", "both", at.CUBIC_WEIGHT,
         "a = KEYS_A", "return max(1 - t, Fraction(0))",
         "positions are interpolated linearly, with aligned corners",
         "Interpolated positions are wrong by tens of per cent. Invisible at the size that the"
         " positions were trained for.",
         ("big_vision: `scipy.ndimage.zoom` of order 1",),
-        also=(Patch(at.INTERPOLATION_WEIGHTS, _SOURCE, _ALIGNED),),
+        also=(Patch(at.INTERPOLATION_WEIGHTS, SOURCE, _ALIGNED),),
+        derivatives=(),
     ),
-    _interpolated(
+    interpolated(
         "interpolation-gradient-resampled", "backward", at.INTERPOLATION_BACKWARD,
         "return _apply(d_out, rows.T, columns.T)",
         "return interpolate_positions(d_out, new, old)",
@@ -136,7 +140,7 @@ INTERPOLATION = (
         " right. Invisible at the size that the positions were trained for.",
         ("not seen in public; included because an image's resize is often undone so",),
     ),
-    _interpolated(
+    interpolated(
         "interpolation-gradient-missing", "backward", at.SEQUENCE_BACKWARD,
         "d_table = interpolate_positions_backward(d_tokens, self.config.grid, grid)",
         "d_table = 0 * self.pos[cls_rows:]",
