@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from mistaken.loop import gradients
 from mistaken.names import check_names
-
 from vitspec.testing.adapters import from_jax, from_torch_function
 
 
@@ -46,7 +46,7 @@ class Mistaken:
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The gradients."""
         vjp = partial(self._adapter.vjp, config, params)
-        return gradients(vjp, images, cotangent, config, self.mistakes)
+        return gradients(vjp, images, cotangent, config, params, self.mistakes)
 
 
 def implementation(

@@ -17,12 +17,19 @@ Vjp = Callable[[np.ndarray, np.ndarray], tuple[Gradients, np.ndarray]]
 
 
 def gradients(
-    vjp: Vjp, images: np.ndarray, cotangent: np.ndarray, config: Any, m: frozenset[str]
+    vjp: Vjp,
+    images: np.ndarray,
+    cotangent: np.ndarray,
+    config: Any,
+    params: Mapping[str, np.ndarray],
+    m: frozenset[str],
 ) -> tuple[Gradients, np.ndarray]:
     """The gradients as this code has them."""
     B = len(images)
     if "batch-loss-averaged" in m:
         cotangent = cotangent / B
+    if "loss-scale-left-in" in m:
+        cotangent = cotangent * 65536
     grads, d_images = vjp(images, cotangent)
     if "batch-gradients-averaged" in m:
         grads = {name: grad / B for name, grad in grads.items()}
@@ -30,7 +37,16 @@ def gradients(
         grads = image_by_image(vjp, images, cotangent, m)
     if "batch-images-gradient-summed" in m:
         d_images = np.broadcast_to(d_images.sum(axis=0), d_images.shape).copy()
-    return handed_on(grads, config, m), d_images
+    grads = handed_on(grads, config, m)
+    if "gradients-clipped-by-norm" in m:
+        norm = np.sqrt(sum(np.sum(grad**2) for grad in grads.values()))
+        factor = min(1, 1 / (norm + 1e-6))
+        grads = {name: (grad * factor).astype(grad.dtype) for name, grad in grads.items()}
+    if "gradients-clipped-by-value" in m:
+        grads = {name: grad.clip(-1, 1) for name, grad in grads.items()}
+    if "weight-decay-in-the-gradient" in m:
+        grads = {name: grad + grad.dtype.type(0.1) * params[name] for name, grad in grads.items()}
+    return grads, d_images
 
 
 def image_by_image(

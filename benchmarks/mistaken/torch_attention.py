@@ -7,15 +7,22 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from mistaken.torch_ops import Mistakes, add_bias, by_hand
 from torch import Tensor
+
+from mistaken.torch_ops import Mistakes, add_bias, by_hand
 
 Params = dict[str, Tensor]
 Note = Callable[[str, Tensor], None]
 
 
 def attention(
-    x: Tensor, p: Params, heads: int, m: Mistakes, note: Note, later: Tensor | None = None
+    x: Tensor,
+    p: Params,
+    heads: int,
+    m: Mistakes,
+    note: Note,
+    later: Tensor | None = None,
+    unnormed: Tensor | None = None,
 ) -> Tensor:
     """Of the rows of x (B, n, D) to each other; biases where there are some.
 
@@ -26,24 +33,37 @@ def attention(
         m: the mistakes.
         note: what is told of intermediate values.
         later: the layer's output, which a mistaken backward takes for its input.
+        unnormed: what keys and values are made of by mistake.
     """
     # Self-attention reads its input three times.
-    to_values = x.detach() if "attention-gradient-without-value-path" in m else x
-    q = projection(x, p, "q", m, later)
-    k = projection(x, p, "k", m, later)
-    v = projection(to_values, p, "v", m, later)
+    to_keys = to_values = x if unnormed is None else unnormed
+    if "attention-gradient-without-key-path" in m:
+        to_keys = to_keys.detach()
+    if "attention-gradient-without-value-path" in m:
+        to_values = to_values.detach()
+    q = projection(x, p, "q", heads, m, later)
+    k = projection(to_keys, p, "k", heads, m, later)
+    v = projection(to_values, p, "v", heads, m, later)
+    if "fused-qkv-by-head" in m:
+        fused = torch.cat([q, k, v], dim=-1).unflatten(-1, (heads, 3, -1))
+        q, k, v = (fused[..., i, :].flatten(-2) for i in range(3))
     if "queries-and-keys-swapped" in m:
         q, k = k, q
     if "keys-and-values-swapped" in m:
         k, v = v, k
+    if "head-count-and-head-dim-exchanged" in m:
+        heads = max(q.shape[-1] // heads, 1)
     q, k, v = (split(y, heads, m) for y in (q, k, v))
-    weights = softmax(scores(q, k, m), m)
+    weights = softmax(scores(q, k, heads, m), m)
+    if "attention-scale-after-softmax" in m:
+        weights = weights * q.shape[-1] ** -0.5
     context = combine(averaged(weights, v, m), m)
     output = context
     if "output-projection-missing" in m:  # the Lean mirror's heads may be narrower than the rows
         output = F.pad(context, (0, x.shape[-1] - context.shape[-1]))
     else:
-        output = context @ p["mha.wo"]
+        wo = p["mha.wo"]
+        output = context @ (wo.mT if "output-weight-transposed" in m else wo)
         if "mha.bo" in p and "output-bias-missing" not in m:
             output = output + p["mha.bo"]
     taps = {"q": q, "k": k, "v": v, "weights": weights, "concat": context, "output": output}
@@ -52,9 +72,23 @@ def attention(
     return output
 
 
-def projection(x: Tensor, p: Params, which: str, m: Mistakes, later: Tensor | None) -> Tensor:
+LEFT_OUT = {
+    "q": {"qkv-biases-missing", "query-bias-missing"},
+    "k": {"qkv-biases-missing"},
+    "v": {"qkv-biases-missing", "value-bias-missing"},
+}
+
+
+def projection(
+    x: Tensor, p: Params, which: str, heads: int, m: Mistakes, later: Tensor | None
+) -> Tensor:
     """Queries, keys or values."""
     weight, bias = p[f"mha.w{which}"], p.get(f"mha.b{which}")
+    if bias is not None and "query-and-value-biases-swapped" in m:
+        bias = p[{"q": "mha.bv", "k": "mha.bk", "v": "mha.bq"}[which]]
+    if bias is not None and "fused-bias-by-head" in m:
+        fused = torch.cat([p[f"mha.b{c}"] for c in "qkv"]).reshape(heads, 3, -1)
+        bias = fused[:, "qkv".index(which)].flatten()
     if "attention-weights-transposed" in m:  # nn.Linear has (out, in)
         weight = weight.reshape(weight.shape[::-1]).mT
     if later is not None:
@@ -64,7 +98,7 @@ def projection(x: Tensor, p: Params, which: str, m: Mistakes, later: Tensor | No
         )(x, later, weight)
     else:
         y = x @ weight
-    if bias is None or "qkv-biases-missing" in m:
+    if bias is None or m & LEFT_OUT[which]:
         return y
     return add_bias(y, bias, which == "v" and "value-bias-gradient-averaged" in m)
 
@@ -75,6 +109,8 @@ def split(y: Tensor, heads: int, m: Mistakes) -> Tensor:
     d = I // heads
     if "heads-split-by-raw-reshape" in m:
         return y.reshape(B, heads, n, d)
+    if "attention-across-heads" in m:  # nobody brings the heads in front of the tokens
+        return y.reshape(B, n, heads, d)
     if "heads-interleaved" in m:
         return y.reshape(B, n, d, heads).permute(0, 3, 1, 2)
     return y.reshape(B, n, heads, d).transpose(1, 2)
@@ -82,28 +118,44 @@ def split(y: Tensor, heads: int, m: Mistakes) -> Tensor:
 
 def combine(y: Tensor, m: Mistakes) -> Tensor:
     """(B, H, n, d) -> (B, n, I)."""
+    if "attention-across-heads" in m:
+        return y.flatten(2)
     B, heads, n, d = y.shape
     if "heads-combined-by-raw-reshape" in m:
         return y.reshape(B, n, heads * d)
     return y.transpose(1, 2).reshape(B, n, heads * d)
 
 
-def scores(q: Tensor, k: Tensor, m: Mistakes) -> Tensor:
+def scores(q: Tensor, k: Tensor, heads: int, m: Mistakes) -> Tensor:
     """Q K^T, scaled."""
-    heads, d = q.shape[1], max(q.shape[-1], 1)
+    d = max(q.shape[-1], 1)
+    scale = 1 / math.sqrt(d)
+    if "key-gradient-not-scaled" in m:
+        return by_hand(
+            lambda q, k: (q @ k.mT) * scale, lambda d_s, q, k: (d_s @ k * scale, d_s.mT @ q)
+        )(q, k)
     if "attention-gradient-scores-transposed" in m:
         product = by_hand(
             lambda q, k: q @ k.mT, lambda d_s, q, k: (d_s.mT @ k, d_s @ q)
         )(q, k)  # fmt: skip
+    elif "query-and-key-gradients-swapped" in m:
+        product = by_hand(
+            lambda q, k: q @ k.mT, lambda d_s, q, k: (d_s.mT @ q, d_s @ k)
+        )(q, k)  # fmt: skip
     else:
         product = q @ k.mT
-    if "attention-scale-missing" in m:
+    if m & {"attention-scale-missing", "attention-scale-after-softmax"}:
         return product
     if "attention-scale-by-head-dim" in m:
         return product / d
     if "attention-scale-by-embed-dim" in m:
         return product * (heads * d) ** -0.5
-    scale = 1 / math.sqrt(d)
+    if "attention-scale-inverted" in m:
+        return product * math.sqrt(d)
+    if "attention-scale-by-head-count" in m:
+        return product / math.sqrt(heads)
+    if "attention-scale-of-padded-head-dim" in m:
+        return product / math.sqrt(8 * math.ceil(d / 8))
     if "attention-gradient-scale-missing" in m:
         return by_hand(lambda s: s * scale, lambda d_s, s: d_s)(product)
     if "attention-gradient-scale-twice" in m:
@@ -123,6 +175,16 @@ def softmax(s: Tensor, m: Mistakes) -> Tensor:
     if "attention-causal" in m:
         mask = torch.ones(s.shape[-2:], dtype=torch.bool).tril()
         s = s.masked_fill(~mask, -torch.inf)
+    if "attention-in-windows" in m:
+        window = torch.arange(s.shape[-1]) // 4
+        s = s.masked_fill(window[:, None] != window, -torch.inf)
+    if "softmax-missing" in m:
+        return s
+    if "softmax-over-heads" in m:
+        return s.softmax(dim=1)
+    if "softmax-denominator-plus-one" in m:
+        e = s.exp()
+        return e / (1 + e.sum(-1, keepdim=True))
     if "softmax-over-queries" in m:
         return s.softmax(dim=-2)
     if "softmax-shifted-by-columns" in m:  # the row's maximum, without keepdim=True
@@ -151,4 +213,6 @@ def averaged(weights: Tensor, v: Tensor, m: Mistakes) -> Tensor:
     """A V."""
     if "value-gradient-weights-not-transposed" in m:
         return by_hand(torch.matmul, lambda d_y, a, v: (d_y @ v.mT, a @ d_y))(weights, v)
+    if "attention-applied-transposed" in m:
+        return weights.mT @ v
     return weights @ v

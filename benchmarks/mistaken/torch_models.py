@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from mistaken.torch_attention import Note, Params, attention
 from mistaken.torch_ops import Mistakes, feed_forward, layer_norm
 from mistaken.torch_tokens import patches, pool, sequence, whole_patches
-from torch import Tensor
 
 
 def model(spec: str, config: Any, params: Params, images: Tensor, m: Mistakes) -> dict[str, Tensor]:
@@ -25,9 +26,7 @@ def model(spec: str, config: Any, params: Params, images: Tensor, m: Mistakes) -
     return {"logits": logits} | taps
 
 
-def encoder(
-    layer: Any, c: Any, params: Params, x: Tensor, m: Mistakes, note: Note
-) -> Tensor:
+def encoder(layer: Any, c: Any, params: Params, x: Tensor, m: Mistakes, note: Note) -> Tensor:
     """The layers, one after the other."""
     order = list(range(c.num_layers))
     if "layers-in-reverse" in m:
@@ -52,7 +51,16 @@ def head(pooled: Tensor, p: Params, m: Mistakes) -> Tensor:
     """The classifier."""
     if "backbone-gradient-stopped" in m:
         pooled = pooled.detach()
-    return torch.nn.functional.linear(pooled, p["head.weights"], p["head.bias"])
+    if "pooled-tanh" in m:
+        pooled = pooled.tanh()
+    weight = p["head.weights"]
+    if "head-weight-transposed" in m:
+        weight = weight.mT.reshape(weight.shape)
+    bias = None if "head-bias-missing" in m else p["head.bias"]
+    logits = torch.nn.functional.linear(pooled, weight, bias)
+    if "classes-reversed" in m:
+        return logits.flip(-1)
+    return logits.softmax(-1) if "logits-softmaxed" in m else logits
 
 
 # ---- the Lean mirror -----------------------------------------------------------------------------
@@ -73,9 +81,7 @@ def lean(c: Any, p: Params, images: Tensor, m: Mistakes, note: Note) -> Tensor:
     return head(pooled, p, m)
 
 
-def post_norm_layer(
-    x: Tensor, p: Params, c: Any, m: Mistakes, note: Note, last: bool
-) -> Tensor:
+def post_norm_layer(x: Tensor, p: Params, c: Any, m: Mistakes, note: Note, last: bool) -> Tensor:
     """Attention and feed-forward, each normalised after its residual's addition."""
     if "pre-norm" in m:
         return pre_norm_instead(x, p, c, m, note)
@@ -87,7 +93,8 @@ def post_norm_layer(
     attended = attention(x, p, c.head_count, m, note, later)
     past = x.detach() if "attention-residual-gradient-dropped" in m else x
     residual1 = attended if "attention-residual-missing" in m else past + attended
-    normed1 = layer_norm(residual1, p["norm1_gamma"], p["norm1_beta"], LEAN_EPS, m)
+    first, second = norm_names(m)
+    normed1 = layer_norm(residual1, p[f"{first}_gamma"], p[f"{first}_beta"], LEAN_EPS, m)
     fed = feed_forward(normed1, p, "relu", m, note)
     past = normed1
     if "feed-forward-residual-before-norm" in m:
@@ -97,7 +104,6 @@ def post_norm_layer(
     if "feed-forward-residual-gradient-dropped" in m:
         past = past.detach()
     residual2 = fed if "feed-forward-residual-missing" in m else past + fed
-    second = "norm1" if "layer-norm-shared" in m else "norm2"
     output = layer_norm(residual2, p[f"{second}_gamma"], p[f"{second}_beta"], LEAN_EPS, m)
     if last and "last-norm-missing" in m:
         output = residual2
@@ -105,6 +111,13 @@ def post_norm_layer(
                         "residual2": residual2, "output": output}.items():  # fmt: skip
         note(name, value)
     return output
+
+
+def norm_names(m: Mistakes) -> tuple[str, str]:
+    """Whose parameters the two normalisations of a layer have."""
+    if "layer-norms-swapped" in m:
+        return "norm2", "norm1"
+    return "norm1", "norm1" if "layer-norm-shared" in m else "norm2"
 
 
 def pre_norm_instead(x: Tensor, p: Params, c: Any, m: Mistakes, note: Note) -> Tensor:
@@ -126,6 +139,8 @@ def practical(c: Any, p: Params, images: Tensor, m: Mistakes, note: Note) -> Ten
     tokens, grid = patches(whole_patches(images, patch, m), p, patch, 0, m)
     own_grid = c.image_h // c.patch_h, c.image_w // c.patch_w
     x = sequence(tokens, p, grid, own_grid, m)
+    if "norm-before-the-blocks" in m:
+        x = torch.nn.functional.layer_norm(x, x.shape[-1:], eps=c.layer_norm_eps)
     note("embedded", x)
     x = encoder(block, c, p, x, m, note)
     eps = 1e-6 if "final-norm-eps-1e-6" in m else c.layer_norm_eps
@@ -133,7 +148,12 @@ def practical(c: Any, p: Params, images: Tensor, m: Mistakes, note: Note) -> Ten
     def final_norm(h: Tensor) -> Tensor:
         if "final-norm-missing" in m:
             return h
-        return layer_norm(h, p["final_norm_gamma"], p["final_norm_beta"], eps, m)
+        gamma, beta = p["final_norm_gamma"], p["final_norm_beta"]
+        if m & {"final-norm-shift-missing", "final-norm-gain-and-shift-missing"}:
+            beta = torch.zeros_like(beta)
+        if "final-norm-gain-and-shift-missing" in m:
+            gamma = torch.ones_like(gamma)
+        return layer_norm(h, gamma, beta, eps, m)
 
     last = final_norm(x)
     note("last_hidden_state", last)
@@ -150,16 +170,22 @@ def block(x: Tensor, p: Params, c: Any, m: Mistakes, note: Note, last: bool) -> 
     """Attention and feed-forward, each of its normalised input, scaled, and added."""
     eps = 1e-6 if "block-norm-eps-1e-6" in m else c.layer_norm_eps
     post = "post-norm" in m
-    second = "norm1" if "layer-norm-shared" in m else "norm2"
+    first, second = norm_names(m)
+    later = None
+    if "layer-backward-at-its-output" in m:
+        with torch.no_grad():
+            right = m - {"layer-backward-at-its-output"}
+            later = block(x, p, c, right, lambda name, value: None, last)
 
     def norm1(h: Tensor) -> Tensor:
-        return layer_norm(h, p["norm1_gamma"], p["norm1_beta"], eps, m)
+        return layer_norm(h, p[f"{first}_gamma"], p[f"{first}_beta"], eps, m, later)
 
     def norm2(h: Tensor) -> Tensor:
         return layer_norm(h, p[f"{second}_gamma"], p[f"{second}_beta"], eps, m)
 
     normed1 = x if post else norm1(x)
-    attended = attention(normed1, p, c.head_count, m, note)
+    unnormed = x if "keys-and-values-not-normalised" in m else None
+    attended = attention(normed1, p, c.head_count, m, note, unnormed=unnormed)
     past = normed1 if "residual-of-the-normalised" in m else x
     if "attention-residual-gradient-dropped" in m:
         past = past.detach()
@@ -169,9 +195,13 @@ def block(x: Tensor, p: Params, c: Any, m: Mistakes, note: Note, last: bool) -> 
         branch = scaled(attended, p, 1, m)
         residual = branch if "attention-residual-missing" in m else past + branch
     residual = norm1(residual) if post else residual
-    normed2 = residual if post else norm2(residual)
+    normed2 = residual if post else norm2(x if "branches-parallel" in m else residual)
     branch = scaled(feed_forward(normed2, p, c.activation, m, note), p, 2, m)
-    past = x if "feed-forward-residual-of-the-input" in m else residual
+    past = residual
+    if "feed-forward-residual-of-the-input" in m:
+        past = x
+    if "feed-forward-residual-of-the-normalised" in m:
+        past = normed2
     if "feed-forward-residual-gradient-dropped" in m:
         past = past.detach()
     output = branch if "feed-forward-residual-missing" in m else past + branch
@@ -189,6 +219,8 @@ def scaled(branch: Tensor, p: Params, which: int, m: Mistakes) -> Tensor:
     scale = p.get(f"layer_scale{which}")
     if scale is None or "layer-scales-missing" in m:
         return branch
+    if "layer-scales-twice" in m:
+        scale = scale * scale
     if "layer-scale-gradient-stopped" in m:
         scale = scale.detach()
     if "layer-scale-gradient-not-scaled" in m:

@@ -41,19 +41,33 @@ NORM_BACKWARD = {
     "layer-norm-gradient-without-gamma",
     "gamma-gradient-not-normalised",
     "gamma-and-beta-gradients-swapped",
+    "layer-norm-gradient-with-sums",
+    "layer-norm-gradient-not-divided",
+    "layer-norm-gradient-without-eps",
+}
+EPSILONS = {
+    "layer-norm-eps-1e-3": 1e-3,
+    "layer-norm-eps-1e-5": 1e-5,
+    "layer-norm-eps-1e-6": 1e-6,
+    "layer-norm-eps-1e-12": 1e-12,
 }
 
 
-def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, m: Mistakes) -> Tensor:
-    """Of each row of x (B, n, D)."""
-    if "layer-norm-eps-1e-5" in m:
-        eps = 1e-5
-    if "layer-norm-eps-1e-6" in m:
-        eps = 1e-6
-    if "layer-norm-eps-1e-12" in m:
-        eps = 1e-12
+def layer_norm(
+    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, m: Mistakes, later: Tensor | None = None
+) -> Tensor:
+    """Of each row of x (B, n, D); `later` is what a mistaken backward takes for x."""
+    for name in m & EPSILONS.keys():
+        eps = EPSILONS[name]
     if "gamma-and-beta-gradients-missing" in m:
         gamma, beta = gamma.detach(), beta.detach()
+    if later is not None:
+        return by_hand(
+            lambda x, gamma, beta, later: F.layer_norm(x, x.shape[-1:], gamma, beta, eps),
+            lambda d_y, x, gamma, beta, later: (
+                *layer_norm_backward(d_y, later, gamma, eps, m), None,
+            ),
+        )(x, gamma, beta, later)  # fmt: skip
     if m & NORM_BACKWARD:
         return by_hand(
             lambda x, gamma, beta: F.layer_norm(x, x.shape[-1:], gamma, beta, eps),
@@ -64,6 +78,8 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, m: Mistakes) 
         gamma = 1 + gamma
     if "layer-norm-without-shift" in m:
         return normed * gamma
+    if "layer-norm-shift-before-scale" in m:
+        return (normed + beta) * gamma
     return normed * gamma + beta
 
 
@@ -78,6 +94,9 @@ def normalize(x: Tensor, eps: float, m: Mistakes) -> Tensor:
     mean = x.mean(-1, keepdim=True)
     if "layer-norm-eps-outside-root" in m:
         return (x - mean) / (x.std(-1, keepdim=True, correction=0) + eps)
+    if "layer-norm-eps-as-floor" in m:
+        variance = x.var(-1, keepdim=True, correction=0)
+        return (x - mean) / torch.sqrt(variance.clamp(min=eps))
     if "layer-norm-sample-variance" in m:
         return (x - mean) / torch.sqrt(x.var(-1, keepdim=True) + eps)
     if "layer-norm-fast-variance" in m:
@@ -90,20 +109,25 @@ def layer_norm_backward(
     d_y: Tensor, x: Tensor, gamma: Tensor, eps: float, m: Mistakes
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, gamma and beta, as they are written in fused kernels."""
+    if "layer-norm-gradient-without-eps" in m:
+        eps = 0.0
     mean = x.mean(-1, keepdim=True)
     std = torch.sqrt(x.var(-1, keepdim=True, correction=0) + eps)
     normed = (x - mean) / std
     d_normed = d_y if "layer-norm-gradient-without-gamma" in m else d_y * gamma
+    mean_of = torch.sum if "layer-norm-gradient-with-sums" in m else torch.mean
     d_x = d_normed
     if "layer-norm-gradient-without-mean" not in m:
-        d_x = d_x - d_normed.mean(-1, keepdim=True)
+        d_x = d_x - mean_of(d_normed, -1, keepdim=True)
     if "layer-norm-gradient-without-projection" not in m:
-        d_x = d_x - normed * (d_normed * normed).mean(-1, keepdim=True)
+        d_x = d_x - normed * mean_of(d_normed * normed, -1, keepdim=True)
+    if "layer-norm-gradient-not-divided" not in m:
+        d_x = d_x / std
     d_gamma = (d_y * (x if "gamma-gradient-not-normalised" in m else normed)).sum((0, 1))
     d_beta = d_y.sum((0, 1))
     if "gamma-and-beta-gradients-swapped" in m:
         d_gamma, d_beta = d_beta, d_gamma
-    return d_x / std, d_gamma, d_beta
+    return d_x, d_gamma, d_beta
 
 
 # ---- activations ---------------------------------------------------------------------------------
@@ -113,13 +137,29 @@ def activation(z: Tensor, name: str, m: Mistakes) -> Tensor:
     """The function that the configuration names, entry by entry."""
     if "activation-missing" in m:
         return z
+    if "activation-silu" in m:
+        return F.silu(z)
+    if "activation-relu" in m:
+        return F.relu(z)
+    if "relu-gradient-replaces" in m:
+        right = m - {"relu-gradient-replaces"}
+        return by_hand(
+            lambda z: activation(z, name, right), lambda d_y, z: slope(z, name)
+        )(z)  # fmt: skip
     if name == "relu":
         return relu(z, m)
     if name == "gelu":
         return gelu(z, m)
     if name == "gelu_tanh":
-        return F.gelu(z, approximate="none" if "gelu-exact-for-tanh" in m else "tanh")
-    return quick_gelu(z)
+        return gelu_tanh(z, m)
+    return quick_gelu(z, 1.72 if "quick-gelu-slope-1-72" in m else 1.702)
+
+
+def slope(z: Tensor, name: str) -> Tensor:
+    """The derivative of the right activation."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(activation(z, name, frozenset()).sum(), z)[0]
 
 
 def relu(z: Tensor, m: Mistakes) -> Tensor:
@@ -132,8 +172,6 @@ def relu(z: Tensor, m: Mistakes) -> Tensor:
         return quick_gelu(z)
     if "relu-gradient-of-the-identity" in m:
         return by_hand(F.relu, lambda d_y, z: d_y)(z)
-    if "relu-gradient-replaces" in m:
-        return by_hand(F.relu, lambda d_y, z: (z > 0).to(z.dtype))(z)
     return F.relu(z)
 
 
@@ -149,12 +187,52 @@ def gelu(z: Tensor, m: Mistakes) -> Tensor:
         return by_hand(
             F.gelu, lambda d_y, z: torch.ops.aten.gelu_backward(d_y, z, approximate="tanh")
         )(z)
+    if "gelu-erf-not-scaled" in m:
+        return z * (1 + torch.erf(z)) / 2
+    if m & GELU_BACKWARD:
+        return by_hand(F.gelu, lambda d_y, z: d_y * gelu_slope(z, m))(z)
     return F.gelu(z)
 
 
-def quick_gelu(z: Tensor) -> Tensor:
+GELU_BACKWARD = {
+    "gelu-gradient-of-quick",
+    "gelu-gradient-density-not-normalised",
+    "gelu-gradient-factor-misplaced",
+}
+
+
+def gelu_slope(z: Tensor, m: Mistakes) -> Tensor:
+    """The exact GELU's derivative, as it is written by hand."""
+    if "gelu-gradient-of-quick" in m:
+        s = torch.sigmoid(1.702 * z)
+        return s + 1.702 * z * s * (1 - s)
+    below, density = 1 + torch.erf(z / math.sqrt(2)), torch.exp(-z * z / 2)
+    if "gelu-gradient-density-not-normalised" in m:
+        return below / 2 + z * density
+    return 0.5 * (below + z * density / math.sqrt(2 * math.pi))  # the factor is misplaced
+
+
+def gelu_tanh(z: Tensor, m: Mistakes) -> Tensor:
+    """The approximation by tanh."""
+    if "gelu-exact-for-tanh" in m:
+        return F.gelu(z)
+    scale = math.sqrt(2 / math.pi)
+    if "gelu-tanh-without-cube" in m:
+        return z * (1 + torch.tanh(scale * z)) / 2
+    if "gelu-tanh-gradient-without-3" in m:
+
+        def backward(d_y: Tensor, z: Tensor) -> Tensor:
+            t = torch.tanh(scale * (z + 0.044715 * z**3))
+            inner = scale * (1 + 0.044715 * z**2)
+            return d_y * ((1 + t) / 2 + z * (1 - t * t) * inner / 2)
+
+        return by_hand(lambda z: F.gelu(z, approximate="tanh"), backward)(z)
+    return F.gelu(z, approximate="tanh")
+
+
+def quick_gelu(z: Tensor, by: float = 1.702) -> Tensor:
     """OpenAI's approximation."""
-    return z * torch.sigmoid(1.702 * z)
+    return z * torch.sigmoid(by * z)
 
 
 # ---- the feed-forward ----------------------------------------------------------------------------
@@ -174,6 +252,8 @@ def feed_forward(
     w1, w2, b1, b2 = (p[f"ffn.{name}"] for name in ("w1", "w2", "b1", "b2"))
     if "feed-forward-weight-transposed" in m:  # nn.Linear has (out, in)
         w1 = w1.reshape(w1.shape[::-1]).mT
+    if "feed-forward-second-weight-transposed" in m:
+        w2 = w2.mT.reshape(w2.shape)
     hidden = x @ w1
     if "feed-forward-bias-missing" not in m:
         hidden = add_bias(hidden, b1, "bias-gradient-averaged" in m)
@@ -185,7 +265,9 @@ def feed_forward(
         )(activated, hidden, w2)
     else:
         product = activated @ w2
-    output = product + b2
+    output = product if "feed-forward-second-bias-missing" in m else product + b2
+    if "activation-after-the-second-matrix" in m:
+        output = activation(output, act, m)
     note("ffn.hidden", hidden)
     note("ffn.activated", activated)
     note("ffn.output", output)

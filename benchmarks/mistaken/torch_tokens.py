@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mistaken.torch_ops import Mistakes, by_hand
 from torch import Tensor
+
+from mistaken.torch_ops import Mistakes, by_hand
 
 Params = dict[str, Tensor]
 Size = tuple[int, int]
@@ -25,9 +26,17 @@ def patches(
         kernel, bias = kernel.detach(), bias.detach()
     if "image-gradient-stopped" in m:
         images = images.detach()
+    if "image-hwc-as-chw" in m:
+        images = images.permute(0, 2, 3, 1).reshape(images.shape)
+    if "image-normalised-again" in m:
+        images = (images - 0.5) / 0.5
+    if "image-divided-by-255" in m:
+        images = images / 255
     if "channels-reversed" in m:
         images = images.flip(1)
     D, C, ph, pw = kernel.shape
+    if "kernel-hwio-as-oihw" in m:
+        kernel = kernel.permute(2, 3, 1, 0).reshape(kernel.shape)
     if "kernel-flipped" in m:
         kernel = kernel.flip(2, 3)
     if "kernel-transposed" in m:
@@ -124,9 +133,7 @@ def whole_patches(images: Tensor, patch: Size, m: Mistakes) -> Tensor:
 # ---- the sequence --------------------------------------------------------------------------------
 
 
-def sequence(
-    tokens: Tensor, p: Params, grid: Size, own_grid: Size | None, m: Mistakes
-) -> Tensor:
+def sequence(tokens: Tensor, p: Params, grid: Size, own_grid: Size | None, m: Mistakes) -> Tensor:
     """The CLS token, if there is one, above the tokens, and positions added to all.
 
     Args:
@@ -142,10 +149,14 @@ def sequence(
     if cls is not None:
         if "cls-gradient-stopped" in m:
             cls = cls.detach()
-        row = cls.expand(len(tokens), 1, -1)
+        row = for_each_image(cls[None], len(tokens), "cls", m)
         parts = (tokens, row) if "cls-token-last" in m else (row, tokens)
         tokens = torch.cat(parts, dim=1)
     table = positions(pos, int(cls is not None), grid, own_grid, m)
+    if table.shape[0] == tokens.shape[1]:
+        table = for_each_image(table, len(tokens), "positions", m)
+    if "tokens-doubled" in m:
+        return tokens + (tokens + table)
     if "tokens-scaled" in m:
         tokens = tokens * tokens.shape[-1] ** 0.5
     if "positions-missing" in m:
@@ -153,6 +164,19 @@ def sequence(
     if "positions-twice" in m:
         return tokens + table + table
     return tokens + table
+
+
+def for_each_image(rows: Tensor, batch: int, what: str, m: Mistakes) -> Tensor:
+    """The rows (n, D) of a parameter, once for each image."""
+    if f"{what}-gradient-of-one-image" in m:
+        return by_hand(
+            lambda rows: rows.expand(batch, -1, -1).clone(), lambda d_y, rows: d_y[0]
+        )(rows)  # fmt: skip
+    if f"{what}-gradient-averaged" in m:
+        return by_hand(
+            lambda rows: rows.expand(batch, -1, -1).clone(), lambda d_y, rows: d_y.mean(0)
+        )(rows)  # fmt: skip
+    return rows.expand(batch, -1, -1)
 
 
 def positions(pos: Tensor, cls_rows: int, grid: Size, own_grid: Size | None, m: Mistakes) -> Tensor:
@@ -182,6 +206,11 @@ def interpolated(table: Tensor, old: Size, new: Size, m: Mistakes) -> Tensor:
         return by_hand(
             lambda t: resized(t, old, new), lambda d_y, t: resized(d_y, new, old)
         )(table)  # fmt: skip
+    if "interpolation-scale-offset" in m:  # as DINOv2 does, against rounding down
+        scales = tuple((n + 0.1) / N for n, N in zip(new, old, strict=True))
+        return resized(table, old, None, scale_factor=scales)
+    if "interpolation-size-exchanged" in m:
+        return resized(table, old, new[::-1])
     if "positions-corners-aligned" in m:
         return resized(table, old, new, align_corners=True)
     if "positions-antialiased" in m:
@@ -195,7 +224,9 @@ def interpolated(table: Tensor, old: Size, new: Size, m: Mistakes) -> Tensor:
     return resized(table, old, new)
 
 
-def resized(table: Tensor, old: Size, new: Size, mode: str = "bicubic", **how: Any) -> Tensor:
+def resized(
+    table: Tensor, old: Size, new: Size | None, mode: str = "bicubic", **how: Any
+) -> Tensor:
     """By PyTorch."""
     grid = table.reshape(1, *old, -1).permute(0, 3, 1, 2)
     return F.interpolate(grid, size=new, mode=mode, **how).permute(0, 2, 3, 1).flatten(0, 2)
