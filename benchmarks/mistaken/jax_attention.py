@@ -195,7 +195,7 @@ def softmax(s: Array, m: Mistakes) -> Array:
         e = jnp.exp(s)
         return e / e.sum(-1, keepdims=True)
     if m & SOFTMAX_BACKWARD:
-        return by_hand(jax.nn.softmax, lambda d_a, s: softmax_backward(d_a, s, m))(s)
+        return by_hand(lambda s: jax.nn.softmax(s), lambda d_a, s: softmax_backward(d_a, s, m))(s)
     weights = jax.nn.softmax(s, axis=-1)
     return stop_gradient(weights) if "attention-weights-constant" in m else weights
 

@@ -281,6 +281,11 @@ def pool(h: Array, kind: str, cls_rows: int, m: Mistakes) -> Array:
     return jnp.concatenate(parts, axis=-1)
 
 
+def to_rows(d_y: Array, x: Array) -> Array:
+    """The same for each row of x (B, n, D)."""
+    return jnp.broadcast_to(d_y[:, None], x.shape)
+
+
 def cls_row(h: Array, m: Mistakes) -> Array:
     """The first."""
     if "cls-pools-last-row" in m:
@@ -291,7 +296,7 @@ def cls_row(h: Array, m: Mistakes) -> Array:
         return h[:, min(1, h.shape[1] - 1) :].mean(1)
     if "cls-pool-gradient-to-all-rows" in m:
         return by_hand(
-            lambda h: h[:, 0], lambda d_y, h: jnp.broadcast_to(d_y[:, None], h.shape)
+            lambda h: h[:, 0], lambda d_y, h: to_rows(d_y, h)
         )(h)  # fmt: skip
     return h[:, 0]
 
@@ -311,12 +316,8 @@ def mean_row(h: Array, cls_rows: int, m: Mistakes) -> Array:
     if "mean-pool-skips-first-row" in m:
         return rows[:, min(1, T - 1) :].mean(1)
     if "mean-pool-gradient-not-divided" in m:
-        return by_hand(lambda x: x.mean(1), lambda d_y, x: jnp.broadcast_to(d_y[:, None], x.shape))(
-            rows
-        )
+        return by_hand(lambda x: x.mean(1), lambda d_y, x: to_rows(d_y, x))(rows)
     if "mean-pool-gradient-over-all-rows" in m:
         n = h.shape[1]
-        return by_hand(
-            lambda x: x.mean(1), lambda d_y, x: jnp.broadcast_to(d_y[:, None], x.shape) / n
-        )(rows)
+        return by_hand(lambda x: x.mean(1), lambda d_y, x: to_rows(d_y, x) / n)(rows)
     return rows.mean(1)

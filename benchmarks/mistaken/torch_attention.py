@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor
 
 from mistaken.torch_ops import Mistakes, add_bias, by_hand
