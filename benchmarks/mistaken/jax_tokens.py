@@ -161,11 +161,11 @@ def sequence(tokens: Array, p: Params, grid: Size, own_grid: Size | None, m: Mis
         row = for_each_image(cls[None], len(tokens), "cls", m)
         parts = (tokens, row) if "cls-token-last" in m else (row, tokens)
         tokens = jnp.concatenate(parts, axis=1)
+    if "tokens-doubled" in m:
+        return tokens + tokens
     table = positions(pos, int(cls is not None), grid, own_grid, m)
     if table.shape[0] == tokens.shape[1]:
         table = for_each_image(table, len(tokens), "positions", m)
-    if "tokens-doubled" in m:
-        return tokens + (tokens + table)
     if "tokens-scaled" in m:
         tokens = tokens * tokens.shape[-1] ** 0.5
     if "positions-missing" in m:
