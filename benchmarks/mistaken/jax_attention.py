@@ -65,7 +65,7 @@ def attention(
         output = jnp.pad(context, ((0, 0), (0, 0), (0, x.shape[-1] - context.shape[-1])))
     else:
         wo = p["mha.wo"]
-        output = context @ (wo.mT if "output-weight-transposed" in m else wo)
+        output = context @ (wo.mT.reshape(wo.shape) if "output-weight-transposed" in m else wo)
         if "mha.bo" in p and "output-bias-missing" not in m:
             output = output + p["mha.bo"]
     taps = {"q": q, "k": k, "v": v, "weights": weights, "concat": context, "output": output}
