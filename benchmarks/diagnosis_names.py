@@ -15,9 +15,11 @@ it goes on where it stopped; `--again` does what is there once more. `--report` 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -112,6 +114,7 @@ def subject(work: Work) -> Any:
 def result(work: Work) -> Work:
     """What diagnosis says, and whether that is right."""
     start = time.process_time()
+    make_room()
     try:
         d = diagnose(subject(work), dtype=work["dtype"], seed=work["seed"])
     except Exception as error:  # kept, and shown as a failure
@@ -131,6 +134,17 @@ def result(work: Work) -> Work:
         "seconds": round(d.seconds, 2),
         "processor_seconds": round(time.process_time() - start, 2),
     }
+
+
+MAPPED, MANY = Path("/proc/self/maps"), 20_000
+"""Regions of memory; Linux lets a process have 65,530, and XLA takes some eight a program."""
+
+
+def make_room() -> None:
+    """Forget JAX's programs before they are too many: one more, and the compiler crashes."""
+    if "jax" in sys.modules and MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > MANY:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 def how(names: set[str], first: Any) -> str:

@@ -33,6 +33,10 @@ class Mistaken:
         if spec == "vision-transformer":
             self.supports_size = self._supports_size
 
+    def supports(self, config: Any) -> str | None:
+        """None, or the rule that a configuration breaks."""
+        return (config.violations() or [None])[0]
+
     def _supports_size(self, config: Any, height: int, width: int) -> str | None:
         """None: positions are interpolated for all sizes."""
         return None
