@@ -17,7 +17,7 @@ from jax.lax import stop_gradient
 
 from mistaken.jax_attention import Note, Params, attention
 from mistaken.jax_ops import Mistakes, feed_forward, layer_norm, standardize
-from mistaken.jax_tokens import patches, pool, sequence, whole_patches
+from mistaken.jax_tokens import patches, pool, prepared, sequence, whole_patches
 
 
 def model(spec: str, config: Any, params: Params, images: Array, m: Mistakes) -> dict[str, Array]:
@@ -74,7 +74,7 @@ LEAN_EPS = 1e-6
 def lean(c: Any, p: Params, images: Array, m: Mistakes, note: Note) -> Array:
     """`vit`, or `vit-cls` if there is a CLS token."""
     has_cls = "cls_token" in p
-    tokens, grid = patches(images, p, (c.stride, c.stride), c.padding, m)
+    tokens, grid = patches(prepared(images, m), p, (c.stride, c.stride), c.padding, m)
     x = sequence(tokens, p, grid, None, m)
     note("embedded", x)
     x = encoder(post_norm_layer, c, p, x, m, note)
@@ -138,7 +138,8 @@ def pre_norm_instead(x: Array, p: Params, c: Any, m: Mistakes, note: Note) -> Ar
 def practical(c: Any, p: Params, images: Array, m: Mistakes, note: Note) -> Array:
     """`vision-transformer`."""
     patch = c.patch_h, c.patch_w
-    tokens, grid = patches(whole_patches(images, patch, m), p, patch, 0, m)
+    images = whole_patches(prepared(images, m), patch, m)
+    tokens, grid = patches(images, p, patch, 0, m)
     own_grid = c.image_h // c.patch_h, c.image_w // c.patch_w
     x = sequence(tokens, p, grid, own_grid, m)
     if "norm-before-the-blocks" in m:

@@ -21,13 +21,8 @@ Size = tuple[int, int]
 # ---- patches -------------------------------------------------------------------------------------
 
 
-def patches(
-    images: Array, p: Params, stride: Size, padding: int, m: Mistakes
-) -> tuple[Array, Size]:
-    """The tokens (B, T, D) of images (B, C, H, W), and the rows and columns of their grid."""
-    kernel, bias = p["patch_embed.kernel"], p["patch_embed.bias"]
-    if "patch-embedding-gradient-stopped" in m:
-        kernel, bias = stop_gradient(kernel), stop_gradient(bias)
+def prepared(images: Array, m: Mistakes) -> Array:
+    """Images as the model gets them."""
     if "image-gradient-stopped" in m:
         images = stop_gradient(images)
     if "image-hwc-as-chw" in m:
@@ -38,6 +33,16 @@ def patches(
         images = images / 255
     if "channels-reversed" in m:
         images = images[:, ::-1]
+    return images
+
+
+def patches(
+    images: Array, p: Params, stride: Size, padding: int, m: Mistakes
+) -> tuple[Array, Size]:
+    """The tokens (B, T, D) of images (B, C, H, W), and the rows and columns of their grid."""
+    kernel, bias = p["patch_embed.kernel"], p["patch_embed.bias"]
+    if "patch-embedding-gradient-stopped" in m:
+        kernel, bias = stop_gradient(kernel), stop_gradient(bias)
     D, C, ph, pw = kernel.shape
     if "kernel-hwio-as-oihw" in m:
         kernel = kernel.transpose(2, 3, 1, 0).reshape(kernel.shape)

@@ -17,13 +17,8 @@ Size = tuple[int, int]
 # ---- patches -------------------------------------------------------------------------------------
 
 
-def patches(
-    images: Tensor, p: Params, stride: Size, padding: int, m: Mistakes
-) -> tuple[Tensor, Size]:
-    """The tokens (B, T, D) of images (B, C, H, W), and the rows and columns of their grid."""
-    kernel, bias = p["patch_embed.kernel"], p["patch_embed.bias"]
-    if "patch-embedding-gradient-stopped" in m:
-        kernel, bias = kernel.detach(), bias.detach()
+def prepared(images: Tensor, m: Mistakes) -> Tensor:
+    """Images as the model gets them."""
     if "image-gradient-stopped" in m:
         images = images.detach()
     if "image-hwc-as-chw" in m:
@@ -34,6 +29,16 @@ def patches(
         images = images / 255
     if "channels-reversed" in m:
         images = images.flip(1)
+    return images
+
+
+def patches(
+    images: Tensor, p: Params, stride: Size, padding: int, m: Mistakes
+) -> tuple[Tensor, Size]:
+    """The tokens (B, T, D) of images (B, C, H, W), and the rows and columns of their grid."""
+    kernel, bias = p["patch_embed.kernel"], p["patch_embed.bias"]
+    if "patch-embedding-gradient-stopped" in m:
+        kernel, bias = kernel.detach(), bias.detach()
     D, C, ph, pw = kernel.shape
     if "kernel-hwio-as-oihw" in m:
         kernel = kernel.permute(2, 3, 1, 0).reshape(kernel.shape)
