@@ -15,6 +15,7 @@ it goes on where it stopped; `--again` does what is there once more. `--report` 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import itertools
 import json
@@ -139,15 +140,16 @@ def result(work: Work) -> Work:
     }
 
 
-MAPPED, MANY = Path("/proc/self/maps"), 20_000
-"""Regions of memory; Linux lets a process have 65,530, and XLA takes some eight a program."""
+MAPPED, MANY = Path("/proc/self/maps"), 6_000
+"""Regions of memory: XLA takes some eight a program, and some gigabytes for so many."""
 
 
 def make_room() -> None:
-    """Forget JAX's programs before they are too many: one more, and the compiler crashes."""
+    """Forget JAX's programs before they are too many."""
     if "jax" in sys.modules and MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > MANY:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or the memory stays with the process
 
 
 def how(names: set[str], first: Any) -> str:
