@@ -9,6 +9,10 @@ from pathlib import Path
 # its lowest level it makes the same program of operations, in plainer machine code. `vitspec check`
 # and the benchmarks run what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# There is a process of pytest for each core already. More threads of BLAS wait for each other, and
+# spin meanwhile: on two busy cores a product of matrices takes ten times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
