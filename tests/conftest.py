@@ -1,4 +1,7 @@
-"""Hypothesis profiles: in CI deterministic and without a database. And many small programs."""
+"""Hypothesis profiles: in CI deterministic and without a database. And many small programs.
+
+`--few` runs a few cases of each test: all of the code, for a second version of Python.
+"""
 
 import gc
 import os
@@ -34,3 +37,20 @@ def room_for_programs():
     if "jax" in sys.modules and MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > MANY:
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+def pytest_addoption(parser):
+    words = "of each test, the first case, the last and one in the middle"
+    parser.addoption("--few", action="store_true", help=words)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("few"):
+        return
+    cases = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    few = {id(some[i]) for some in cases.values() for i in (0, len(some) // 2, -1)}
+    left = [item for item in items if id(item) not in few]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if id(item) in few]
