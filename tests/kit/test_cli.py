@@ -18,6 +18,7 @@ TINY = ViTConfig(
     embed_dim=8, hidden_dim=8, head_count=2, num_layers=2, num_classes=3,
 )  # fmt: skip
 FAST = ("--cases", 2, "--no-photograph", "--no-vectors")
+FEW = (*FAST, "--laws", 1, "--no-degenerate")
 WRONG = "planted:attention-scale-missing"
 
 
@@ -56,8 +57,8 @@ def test_exit_1_and_every_kind_of_report_where_something_departs(run, tmp_path):
     assert "<svg" in files["html"].read_text()
 
 
-def test_the_command_that_a_failure_ends_with_reproduces_it(run):
-    result = run("check", WRONG, *FAST)
+def test_the_command_that_a_failure_ends_with_reproduces_it(run, inline):
+    result = run("check", WRONG, *FEW)
     words = " ".join(result.output.split())
     command = re.search(r"reproduce: vitspec (check .*?--(?:case|law) \d+)", words)[1].split()
     again = run(*command)
@@ -65,17 +66,17 @@ def test_the_command_that_a_failure_ends_with_reproduces_it(run):
     assert "reproduce: vitspec " + " ".join(command) in " ".join(again.output.split())
 
 
-def test_only_the_named_checks_run(run, tmp_path):
+def test_only_the_named_checks_run(run, inline, tmp_path):
     file = tmp_path / "report.json"
     run("check", WRONG, "--only", "permute-*", "--law", 0, "--json", file)
     (report,) = json.loads(file.read_text())["implementations"]
     assert {r["check"].split("-")[0] for r in report["results"]} == {"permute"}
 
 
-def test_a_configuration_of_the_users_own(run, tmp_path):
+def test_a_configuration_of_the_users_own(run, inline, tmp_path):
     file = tmp_path / "report.json"
     config = "embed_dim=8,hidden_dim=6,head_count=2,num_layers=1,num_classes=3,patch_h=4,patch_w=4"
-    result = run("check", WRONG, *FAST, "--config", f"{config},stride=4", "--json", file)
+    result = run("check", WRONG, *FEW, "--config", f"{config},stride=4", "--json", file)
     assert result.exit_code == 1, result.output
     (report,) = json.loads(file.read_text())["implementations"]
     points = [r["point"] for r in report["results"] if r["check"] == "vjp"]
@@ -83,14 +84,14 @@ def test_a_configuration_of_the_users_own(run, tmp_path):
     assert all("embed_dim=8" in point for point in points)
 
 
-def test_a_declared_deviation_is_an_expected_failure(run, tmp_path):
+def test_a_declared_deviation_is_an_expected_failure(run, inline, tmp_path):
     """`expect` names the mistake that a diagnosis must find."""
     declaration = tmp_path / "deviations.toml"
 
     def declare(*lines):
         head = ["schema = 1", "[[deviation]]", "checks = ['*']", "kind = 'choice'"]
         declaration.write_text("\n".join([*head, *lines]))
-        return run("check", WRONG, *FAST, "--declared", declaration)
+        return run("check", WRONG, *FEW, "--declared", declaration)
 
     result = declare("reason = 'our scores are not scaled'")
     assert result.exit_code == 0, result.output

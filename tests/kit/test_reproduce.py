@@ -6,8 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -16,9 +14,8 @@ from typer.testing import CliRunner
 
 from vitspec import VisionTransformerConfig, ViTConfig
 from vitspec.cli import app
-from vitspec.testing import Settings, Subject, check, parametrize_with_checks, processes
+from vitspec.testing import Settings, check, parametrize_with_checks
 from vitspec.testing.catalogue import deviation
-from vitspec.testing.finding import find
 from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.run import plan
 from vitspec.testing.suites import SUITES
@@ -90,30 +87,6 @@ def adapters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     return "my adapters.py"
-
-
-@pytest.fixture
-def inline(monkeypatch):
-    """The processes' work is done in this one: a process takes seconds to start."""
-
-    class Here(Subject):
-        why_ended = ""
-
-        def taken_output(self):
-            return ""
-
-    class Pool:
-        def submit(self, function, *arguments):
-            future = Future()
-            future.set_result(function(*arguments))
-            return future
-
-    @contextmanager
-    def no_processes(workers):
-        yield Pool()
-
-    monkeypatch.setattr(processes, "worker_pool", no_processes)
-    monkeypatch.setattr(processes, "_subject", lambda target, dtype, _: Here(find(target), dtype))
 
 
 def run(command, file, codes=(1, 3)):

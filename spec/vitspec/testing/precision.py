@@ -109,7 +109,8 @@ class Noisy(np.ndarray):
         self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **kwargs: Any
     ) -> Any:
         """Compute on plain arrays, then move the result."""
-        plain = [self.arithmetic.constant(_plain(x)) for x in inputs]
+        constant = self.arithmetic.constant
+        plain = [x.view(np.ndarray) if isinstance(x, Noisy) else constant(x) for x in inputs]
         if ufunc is np.matmul:
             plain = [
                 value if isinstance(x, Noisy) else self.arithmetic.weights(value)
@@ -209,17 +210,20 @@ class NoisyArithmetic:
 
     def move(self, ufunc: Any, method: str, inputs: Any, kwargs: Any, result: Any) -> Any:
         """The result of an operation, moved by up to its rounding; in place if it is an array."""
-        magnitude: Any = np.abs(result)
-        if ufunc is not np.matmul and ufunc.__name__ in self.primitives:
-            magnitude = np.ones_like(magnitude) if ufunc is np.tanh else magnitude
-            magnitude = magnitude * magnitude.dtype.type(self.primitives[ufunc.__name__])
+        magnitude: Any
         if ufunc is np.matmul and self.precision.products_only:
+            magnitude = np.abs(result)
             factors = [self._moved(x, np.abs(x), self.precision.u) for x in inputs]
             result = np.matmul(*factors)
         elif ufunc is np.matmul and not self.precision.sums_wider:
             magnitude = self._of_product(inputs[0], inputs[1], result)
         elif method == "reduce" and not self.precision.sums_wider:
             magnitude = self._of_sum(inputs[0], np.size(result), {**kwargs, "out": None})
+        else:
+            magnitude = np.abs(result)
+            if ufunc is not np.matmul and ufunc.__name__ in self.primitives:
+                magnitude = np.ones_like(magnitude) if ufunc is np.tanh else magnitude
+                magnitude = magnitude * magnitude.dtype.type(self.primitives[ufunc.__name__])
         moved = self._moved(result, magnitude, self.u)
         if "out" in kwargs:
             kwargs["out"][0][...] = moved
@@ -246,19 +250,18 @@ class NoisyArithmetic:
         if x.size == 0:
             return np.add.reduce(x, **kwargs)
         n = x.size / results
-        times = np.maximum(self._alike(x, n, kwargs), np.sqrt(n))
-        return np.add.reduce(np.abs(x), **kwargs) * times.astype(x.dtype)
+        sizes = np.abs(x)
+        times = np.maximum(self._alike(x, sizes, n, kwargs), np.sqrt(n))
+        return np.add.reduce(sizes, **kwargs) * times.astype(x.dtype)
 
-    def _alike(self, x: Array, n: float, kwargs: dict[str, Any]) -> Any:
+    def _alike(self, x: Array, sizes: Array, n: float, kwargs: dict[str, Any]) -> Any:
         """How many of the n terms of each sum are nearly the one in the middle."""
         if not self.primitives:  # prices of the shipped vectors: all or none
-            largest = np.maximum.reduce(np.abs(x), **kwargs)
+            largest = np.maximum.reduce(sizes, **kwargs)
             spread = np.maximum.reduce(x, **kwargs) - np.minimum.reduce(x, **kwargs)
             return np.where(spread <= NEARLY_EQUAL * self.u * largest, n, 0)
-        largest, middle = (
-            np.abs(x).max(kwargs.get("axis"), keepdims=True),
-            _middle(x, kwargs.get("axis")),
-        )
+        axis = kwargs.get("axis")
+        largest, middle = sizes.max(axis, keepdims=True), _middle(x, axis)
         near = np.abs(x - middle) <= NEARLY_EQUAL * self.u * largest
         return np.add.reduce(near & (middle != 0), **kwargs)  # adding 0 rounds nothing
 
@@ -310,8 +313,9 @@ class RoundingArithmetic(NoisyArithmetic):
 
 def _middle(x: Array, axis: int | tuple[int, ...] | None) -> Array:
     """The entry of x in the middle of what is added up, in axes of size 1."""
-    axes = range(x.ndim) if axis is None else np.atleast_1d(axis) % x.ndim
-    half = [slice(n // 2, n // 2 + 1) if i in axes else slice(None) for i, n in enumerate(x.shape)]
+    half = [slice(None)] * x.ndim
+    for i in range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,):
+        half[i] = slice(x.shape[i] // 2, x.shape[i] // 2 + 1)
     return x[tuple(half)]
 
 

@@ -21,6 +21,7 @@ exactly zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -152,7 +153,10 @@ class Grade:
     @property
     def ratio(self) -> float:
         """Error / bound: the tensor conforms up to 1."""
-        return float(_ratio(self.error, self.bound))
+        error, bound = float(self.error), float(self.bound)
+        if not math.isfinite(error) or (bound == 0 and error != 0):  # as in `_ratio`
+            return math.inf
+        return error / bound if bound else 0.0
 
     @property
     def conforms(self) -> bool:
