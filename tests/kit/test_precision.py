@@ -44,6 +44,14 @@ def test_bfloat16_keeps_the_upper_half_of_a_float32(values):
     assert np.array_equal(rounded(x, PRECISIONS["bfloat16"]), even.view(np.float32))
 
 
+@pytest.mark.parametrize("name", [n for n in PRECISIONS if n != "float64"])
+def test_halfway_between_two_numbers_the_even_one_is_nearest(name):
+    k, step = np.arange(64), 2.0 ** (1 - PRECISIONS[name].significand)
+    halfway, even = 1 + (k + 0.5) * step, 1 + (k + k % 2) * step
+    for sign in (1, -1):
+        assert np.array_equal(rounded(sign * halfway, PRECISIONS[name]), sign * even)
+
+
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_rounding_is_idempotent_and_within_u(name):
     precision = PRECISIONS[name]
