@@ -134,6 +134,8 @@ def test_interpolation_weights_err_by_roundings_of_a_coordinate():
     exact = interpolation_weights(4, 8, np.dtype(float))
     of_exact = np.asarray(exact @ noisy(np.eye(4)))
     assert np.all(of_exact[exact == 0] == 0)
+    other = 1.1 * exact  # no weights: their sums are not 1
+    assert np.all(np.asarray(other @ noisy(np.eye(4)))[other == 0] == 0)
 
 
 def test_rows_that_err_alike():
