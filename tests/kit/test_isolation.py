@@ -270,7 +270,7 @@ def test_who_stops_a_process_of_the_check_keeps_nobody_waiting(what, target, tmp
     mark, (place, code) = f"left-by-{os.getpid()}-{tmp_path.name}", STOPS[what]
     calls = CALLS.format(f"{code}\n        return super().forward(config, params, images)")
     after = FAMILY + (code if place == "import" else calls)
-    words = [sys.executable, "-c", COMMAND, "check", target(after), *FEW, "--timeout", "8"]
+    words = [sys.executable, "-c", COMMAND, "check", target(after), *FEW, "--timeout", "60"]
     output = tmp_path / "output"  # no pipe, whose end would be that of every process that has it
     try:
         with output.open("w") as file:
