@@ -164,10 +164,10 @@ def test_rounding_arithmetic_gives_numbers_of_the_precision(name):
     case = FAMILIES["vit"].random_case(np.random.default_rng(4))
     precision = PRECISIONS[name]
     arithmetic = RoundingArithmetic(precision)
-    held = lambda x: arithmetic.array(rounded(x, precision).astype(float))  # noqa: E731
-    model = case.model().map(held)
-    grads, _ = model.backward(held(case.image()), held(case.d_logits()))
-    truth, _ = case.model().backward(case.image(), case.d_logits())
+    given = [rounded(x, precision).astype(float) for x in (case.image(), case.d_logits())]
+    model = case.model().map(lambda x: rounded(x, precision).astype(float))
+    grads, _ = model.map(arithmetic.array).backward(*map(arithmetic.array, given))
+    truth, _ = model.backward(*given)
     own = precision if name != "tf32" else PRECISIONS["float32"]
     values = [np.asarray(leaf) for leaf in grads.to_flat().values()]
     assert all(np.array_equal(rounded(v, own), v) for v in values)
@@ -193,6 +193,8 @@ def test_noise_is_reproducible():
 
     assert np.array_equal(run(5), run(5))
     assert not np.array_equal(run(5), run(6))
+    x = noisy(np.ones((3, 4)))
+    assert not np.array_equal(x * 1.0, x * 1.0)  # each operation errs anew
 
 
 def test_a_loop_over_equal_rows_is_within_the_bound():
