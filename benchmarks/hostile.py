@@ -322,7 +322,10 @@ ENDS = {
     "ends its judge": ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)", "import forward"),
     "stops its judge": ("os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600)", "import forward"),
     "stops its judge, and goes on": ("os.kill(os.getppid(), signal.SIGSTOP)", "vjp"),
-    "stops the command": ("os.kill(grandparent(), signal.SIGSTOP); time.sleep(600)", "import later"),
+    "stops the command": (
+        "os.kill(grandparent(), signal.SIGSTOP); time.sleep(600)",
+        "import later",
+    ),
     "stops all judges": (
         "[os.kill(int(p), signal.SIGSTOP) for p in\n"
         " open(f'/proc/{grandparent()}/task/{grandparent()}/children').read().split()]\n"

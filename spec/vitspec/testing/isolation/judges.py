@@ -41,6 +41,8 @@ class Judges(ProcessPoolExecutor):
     @property
     def trouble(self) -> str:
         """Why a judge ended before its work was done."""
+        for process in self._known.values():
+            process.join(1)  # its pipe closes before it has an exit code
         codes = {process.exitcode for process in self._known.values()}
         return STOPPED if self._stopped or FOUND_STOPPED in codes else ENDED
 
@@ -120,7 +122,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _go_on(command: int) -> None:
     """Let the command go on, which somebody stopped, and end here what may stop it again."""
-    end_all()
+    end_all(STOPPED)
     with suppress(OSError):
         os.kill(command, signal.SIGCONT)
     os._exit(FOUND_STOPPED)

@@ -112,12 +112,13 @@ class TargetProcess:
         there = not _gone(self._process, 1)  # its end of the pipe closes before it is gone
         how = "it closed its connection" if there else _how(self._process.exitcode)
         how = "it was stopped: SIGSTOP" if self._stopped else how
-        self.why_ended = f"{self.target!r} ended its process {where} ({how})"
+        why = f"{self.target!r} ended its process {where} ({how})"
         if hung:
-            self.why_ended = (
+            why = (
                 f"{self.target!r} gave no result for {self.timeout:g} s {where}; "
                 "--timeout gives it longer"
             )
+        self.why_ended = self.why_ended or why
         self.end()
         return ProcessEndedError(self.why_ended)
 
@@ -125,9 +126,10 @@ class TargetProcess:
 _started: list[TargetProcess] = []
 
 
-def end_all() -> None:
-    """End every process of an implementation that this one has started."""
+def end_all(why: str = "") -> None:
+    """End every process of an implementation that this one has started; calls say why."""
     for process in _started:
+        process.why_ended = process.why_ended or why
         process.end()
 
 
