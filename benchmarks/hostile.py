@@ -320,6 +320,18 @@ ENDS = {
     ),
     "kills its judge": ("os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)", "import forward"),
     "ends its judge": ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)", "import forward"),
+    "stops its judge": ("os.kill(os.getppid(), signal.SIGSTOP); time.sleep(600)", "import forward"),
+    "stops its judge, and goes on": ("os.kill(os.getppid(), signal.SIGSTOP)", "vjp"),
+    "stops the command": (
+        "os.kill(grandparent(), signal.SIGSTOP); time.sleep(600)",
+        "import later",
+    ),
+    "stops all judges": (
+        "[os.kill(int(p), signal.SIGSTOP) for p in\n"
+        " open(f'/proc/{grandparent()}/task/{grandparent()}/children').read().split()]\n"
+        "time.sleep(600)",
+        "forward",
+    ),
     "kills its judge, and leaves a child": (
         "if os.fork() == 0: os.setsid(); time.sleep(600)\nos.kill(os.getppid(), signal.SIGKILL)\n"
         "time.sleep(600)",

@@ -61,12 +61,12 @@ TILES = ViTConfig(patch_h=2, patch_w=2, stride=2, padding=0, embed_dim=6, hidden
 
 def sample(implementation, config):
     case = Case(implementation.spec, config, in_channels=3, height=4, width=6, seed=1)
-    return Sample(Subject(implementation), case)
+    return Sample.of(Subject(implementation), case)
 
 
 def samples(implementation):
     subject = Subject(implementation)
-    return [Sample(subject, case) for case in points.cases(subject)[0]]
+    return [Sample.of(subject, case) for case in points.cases(subject)[0]]
 
 
 class Altered(SpecImplementation):

@@ -1,6 +1,7 @@
 """What an implementation does to its process happens to nobody else; nothing is left behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -235,6 +236,99 @@ def test_a_child_in_a_session_of_its_own_keeps_nobody_waiting_and_ends(code, tar
     while alive(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert alive(mark) == []
+
+
+STOPS = {
+    "itself": ("forward", "os.kill(os.getpid(), signal.SIGSTOP)"),
+    "its judge": ("import", "os.kill(os.getppid(), signal.SIGSTOP); forever()"),
+    "its judge, and answers": ("forward", "os.kill(os.getppid(), signal.SIGSTOP)"),
+    "the command": ("forward", "os.kill(command(), signal.SIGSTOP); forever()"),
+    "the command, at once": ("import", "os.kill(command(), signal.SIGSTOP); forever()"),
+    "all that its judge has started": (
+        "forward",
+        "[os.kill(p, signal.SIGSTOP) for p in children(os.getppid()) if p != os.getpid()]\n"
+        "        os._exit(1)",
+    ),
+    "all judges": (
+        "forward",
+        "[os.kill(p, signal.SIGSTOP) for p in children(command())]; forever()",
+    ),
+}
+FAMILY = """
+def command():
+    return int(open(f"/proc/{os.getppid()}/stat").read().rpartition(")")[2].split()[1])
+
+def children(pid):
+    return map(int, open(f"/proc/{pid}/task/{pid}/children").read().split())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("what", STOPS)
+def test_who_stops_a_process_of_the_check_keeps_nobody_waiting(what, target, tmp_path):
+    """A stopped process looks at no clock, and takes no signal but SIGKILL and SIGCONT."""
+    mark, (place, code) = f"left-by-{os.getpid()}-{tmp_path.name}", STOPS[what]
+    calls = CALLS.format(f"{code}\n        return super().forward(config, params, images)")
+    after = FAMILY + (code if place == "import" else calls)
+    words = [sys.executable, "-c", COMMAND, "check", target(after), *FEW, "--timeout", "60"]
+    output = tmp_path / "output"  # no pipe, whose end would be that of every process that has it
+    try:
+        with output.open("w") as file:
+            done = subprocess.run(
+                words, stdout=file, stderr=file, timeout=240, env=os.environ | {"MARK": mark}
+            )
+        said = output.read_text()
+        assert done.returncode == 3, said
+        assert "Traceback" not in said
+        assert place == "forward" or "\n" not in said.strip()
+        assert "SIGSTOP" in said or what == "all that its judge has started"
+        deadline = time.monotonic() + 10
+        while alive(mark) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert alive(mark) == []
+    finally:
+        for pid in alive(mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+TWO_TARGETS = """
+import os, sys
+from vitspec.testing.isolation.remote import RemoteSubject, adopt_orphans
+if __name__ == "__main__":
+    adopt_orphans()
+    first, second = (RemoteSubject(target, None, 60) for target in sys.argv[1:])
+    child = int(open(sys.argv[1].removesuffix(":impl") + ".pid").read())
+    second.end()
+    os.kill(child, 0)  # raises if it is gone
+    first.end()
+    try:
+        os.kill(child, 0)
+    except ProcessLookupError:
+        print("gone with its own")
+"""
+SERVER = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        with open(__file__ + ".tmp", "w") as file: file.write(str(os.getpid()))
+        os.rename(__file__ + ".tmp", __file__ + ".pid")
+        forever()
+    os._exit(0)
+while not os.path.exists(__file__ + ".pid"): time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has orphans adopted")
+def test_the_end_of_one_implementation_ends_no_child_of_another(target, tmp_path):
+    """One judge runs all targets of a command; a server that one started is an orphan there."""
+    one = target(SERVER)
+    other = tmp_path / "other.py"
+    other.write_text(GOOD)
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_TARGETS, one, f"{other}:impl"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "gone with its own\n", done.stderr
 
 
 def test_a_module_in_the_current_folder_is_none_of_the_judges(target, tmp_path):

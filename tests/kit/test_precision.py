@@ -44,6 +44,14 @@ def test_bfloat16_keeps_the_upper_half_of_a_float32(values):
     assert np.array_equal(rounded(x, PRECISIONS["bfloat16"]), even.view(np.float32))
 
 
+@pytest.mark.parametrize("name", [n for n in PRECISIONS if n != "float64"])
+def test_halfway_between_two_numbers_the_even_one_is_nearest(name):
+    k, step = np.arange(64), 2.0 ** (1 - PRECISIONS[name].significand)
+    halfway, even = 1 + (k + 0.5) * step, 1 + (k + k % 2) * step
+    for sign in (1, -1):
+        assert np.array_equal(rounded(sign * halfway, PRECISIONS[name]), sign * even)
+
+
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_rounding_is_idempotent_and_within_u(name):
     precision = PRECISIONS[name]
@@ -126,6 +134,8 @@ def test_interpolation_weights_err_by_roundings_of_a_coordinate():
     exact = interpolation_weights(4, 8, np.dtype(float))
     of_exact = np.asarray(exact @ noisy(np.eye(4)))
     assert np.all(of_exact[exact == 0] == 0)
+    other = 1.1 * exact  # no weights: their sums are not 1
+    assert np.all(np.asarray(other @ noisy(np.eye(4)))[other == 0] == 0)
 
 
 def test_rows_that_err_alike():
@@ -154,10 +164,10 @@ def test_rounding_arithmetic_gives_numbers_of_the_precision(name):
     case = FAMILIES["vit"].random_case(np.random.default_rng(4))
     precision = PRECISIONS[name]
     arithmetic = RoundingArithmetic(precision)
-    held = lambda x: arithmetic.array(rounded(x, precision).astype(float))  # noqa: E731
-    model = case.model().map(held)
-    grads, _ = model.backward(held(case.image()), held(case.d_logits()))
-    truth, _ = case.model().backward(case.image(), case.d_logits())
+    given = [rounded(x, precision).astype(float) for x in (case.image(), case.d_logits())]
+    model = case.model().map(lambda x: rounded(x, precision).astype(float))
+    grads, _ = model.map(arithmetic.array).backward(*map(arithmetic.array, given))
+    truth, _ = model.backward(*given)
     own = precision if name != "tf32" else PRECISIONS["float32"]
     values = [np.asarray(leaf) for leaf in grads.to_flat().values()]
     assert all(np.array_equal(rounded(v, own), v) for v in values)
@@ -183,6 +193,8 @@ def test_noise_is_reproducible():
 
     assert np.array_equal(run(5), run(5))
     assert not np.array_equal(run(5), run(6))
+    x = noisy(np.ones((3, 4)))
+    assert not np.array_equal(x * 1.0, x * 1.0)  # each operation errs anew
 
 
 def test_a_loop_over_equal_rows_is_within_the_bound():

@@ -70,13 +70,11 @@ class _Question:
     grade: Grade
     errors: list[float] = field(default_factory=list)
 
-    def ask(self, found: Flat, rounded: Flat, noise: Mapping[str, Noise]) -> float:
+    def ask(self, found: Flat, widened: Mapping[str, float], noise: Mapping[str, Noise]) -> float:
         """The error in this direction; where the point is ill-posed, in units of F."""
-        name, there = self.tensor, noise[self.tensor]
         with np.errstate(invalid="ignore", over="ignore"):
-            along = float(there.error(found[name]) @ self.direction)
-        widened = first_look(name, rounded[name], there)[0].ratio
-        return along / max(1.0, widened if np.isfinite(widened) else 1.0)
+            along = float(noise[self.tensor].error(found[self.tensor]) @ self.direction)
+        return along / widened[self.tensor]
 
     def mean(self, noise: Mapping[str, Noise]) -> float:
         """M: the mean of z so far."""
@@ -95,6 +93,12 @@ class _Question:
         if count == LOOKS[-1]:
             return "untold" if coarse else "cleared"
         return None
+
+
+def _widened(tensors: set[str], rounded: Flat, noise: Mapping[str, Noise]) -> dict[str, float]:
+    """F of each tensor, for all of its questions."""
+    ratios = {name: first_look(name, rounded[name], noise[name])[0].ratio for name in tensors}
+    return {name: max(1.0, one if np.isfinite(one) else 1.0) for name, one in ratios.items()}
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,8 @@ def judged(suspicions: Iterable[Suspicion], witness: Witness) -> dict[str, Grade
 
 
 def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
-    rounded, noise = w.reference.rounded, w.reference.more_noises
+    noise = w.reference.more_noises
+    widened = _widened({one.grade.tensor for one in suspicions}, w.reference.rounded, noise)
     certain, questions = set(), []
     for one in suspicions:
         name = one.grade.tensor
@@ -134,7 +139,7 @@ def _decided(suspicions: list[Suspicion], w: Witness) -> Iterator[Grade]:
             yield replace(one.grade, confirmation=Confirmation("confirmed", np.inf, 0))
             continue
         question = _Question(name, one.direction, one.grade)
-        question.errors.append(question.ask(w.found, rounded, noise))
+        question.errors.append(question.ask(w.found, widened, noise))
         z = question.mean(noise)
         question.errors.clear()
         if abs(z) > GROSS:
@@ -159,10 +164,11 @@ def _asked(questions: list[_Question], w: Witness) -> Iterator[Grade]:
         else:
             noise = {name: one.at(truth[name]) for name, one in noise.items()}
         rounded = evaluate_in(RoundingArithmetic(precision), point, taps)
+        widened = _widened({one.tensor for one in questions}, rounded, noise)
         found = w.evaluate(point)
         points += 1
         for one in questions:
-            one.errors.append(one.ask(found, rounded, noise))
+            one.errors.append(one.ask(found, widened, noise))
         for one in list(questions) if points in LOOKS else ():
             mean = one.mean(noise)
             if one in questions and (outcome := one.outcome(mean, precision.u > 2.0**-20)):

@@ -199,11 +199,13 @@ class NoisyArithmetic:
         """The factor x of a product; if it has the weights of an interpolation, they err.
 
         They are known by their sums, which are 1. Implementations compute them from coordinates,
-        whose rounding is larger in a larger table; but not where the precision holds all of them.
+        whose rounding is larger in a larger table; but not where all of them are numbers of so few
+        digits that nothing rounds on the way to them.
         """
         if "cubic_weights" not in self.primitives or not _adds_up_to_1(x):
             return x
-        if np.array_equal(rounded(x, self.format), x):
+        few = PRECISIONS["float32"] if self.format.name == "float64" else self.format
+        if np.array_equal(rounded(x, few), x):
             return x
         size = np.full_like(x, self.primitives["cubic_weights"] * max(x.shape))
         return np.asarray(self._moved(x, size, self.u))

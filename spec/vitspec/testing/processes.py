@@ -6,38 +6,23 @@ and uses all cores. `vitspec.testing.isolation` says which process does what.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import vitspec
 from vitspec.testing.adapter_errors import AdapterError
 from vitspec.testing.diagnosis.diagnosis import Diagnosis
 from vitspec.testing.isolation import RemoteSubject
-from vitspec.testing.isolation.remote import adopt_orphans, end_all
+from vitspec.testing.isolation.judges import Judges
+from vitspec.testing.isolation.judges import worker_pool as worker_pool
 from vitspec.testing.report.report import Report
 from vitspec.testing.results import Place, Result
 from vitspec.testing.run import again, begin, new_report, plan, run_unit
 from vitspec.testing.settings import Settings
 from vitspec.testing.suites import SUITES
-
-_HOME = str(Path(vitspec.__file__).parents[1])
-"""Where vitspec is: this may be the current folder."""
-KEEP_FREED = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-"""What has glibc keep memory that is freed, so that the pages of large arrays are not cleared anew;
-of judges alone, since XLA becomes slower by it."""
-JUDGE_ENDED = "a process of the check itself ended; is there not enough memory?"
 
 
 @dataclass(frozen=True)
@@ -60,7 +45,7 @@ class Progress:
 
 
 def begin_targets(
-    pool: ProcessPoolExecutor, targets: Sequence[str], settings: Settings, timeout: float
+    pool: Judges, targets: Sequence[str], settings: Settings, timeout: float
 ) -> dict[str, Report]:
     """Try each target on a one-block model.
 
@@ -81,14 +66,14 @@ def begin_targets(
     try:
         reports = {report.target: report for report in (future.result() for future in futures)}
     except BrokenProcessPool as error:
-        raise AdapterError(JUDGE_ENDED) from error
+        raise AdapterError(pool.trouble) from error
     for report in reports.values():
         report.seconds = time.monotonic() - start
     return reports
 
 
 def check_targets(
-    pool: ProcessPoolExecutor, reports: Mapping[str, Report], settings: Settings, timeout: float
+    pool: Judges, reports: Mapping[str, Report], settings: Settings, timeout: float
 ) -> Iterator[Progress]:
     """Check implementations, by their targets, in processes; the reports receive the results.
 
@@ -108,7 +93,7 @@ def check_targets(
         for places in _batches(plan(settings))
         for target, settings in own.items()
     }
-    for done in _as_they_come(futures):
+    for done in _as_they_come(pool, futures):
         report = reports[done.target]
         report.results += done.results
         report.output += done.output
@@ -134,7 +119,7 @@ def diagnose_target(
         try:
             return pool.submit(_diagnose, target, place, timeout, save_to).result()
         except BrokenProcessPool as error:
-            raise AdapterError(JUDGE_ENDED) from error
+            raise AdapterError(pool.trouble) from error
 
 
 def _batches(places: Sequence[Place]) -> Iterator[tuple[Place, ...]]:
@@ -148,14 +133,14 @@ def _batches(places: Sequence[Place]) -> Iterator[tuple[Place, ...]]:
 Futures = dict[Future[Any], tuple[str, Settings, tuple[Place, ...]]]
 
 
-def _as_they_come(futures: Futures) -> Iterator[Progress]:
+def _as_they_come(pool: Judges, futures: Futures) -> Iterator[Progress]:
     """What each judge found; what waits for an implementation that is gone is given up."""
     pending = set(futures)
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
         for future in done:
             target, settings, places = futures[future]
-            found = _outcome(future, target, settings, places)
+            found = _outcome(pool, future, target, settings, places)
             yield found
             if not found.trouble:
                 continue
@@ -165,14 +150,14 @@ def _as_they_come(futures: Futures) -> Iterator[Progress]:
 
 
 def _outcome(
-    future: Future[Any], target: str, settings: Settings, places: tuple[Place, ...]
+    pool: Judges, future: Future[Any], target: str, settings: Settings, places: tuple[Place, ...]
 ) -> Progress:
     """A future's results, or one that says why there are none."""
     try:
         results, output, trouble = future.result()
         return Progress(target, places, results, output, trouble)
     except BrokenProcessPool:
-        return _not_run(target, settings, places, JUDGE_ENDED)
+        return _not_run(target, settings, places, pool.trouble)
 
 
 def _not_run(target: str, settings: Settings, places: tuple[Place, ...], trouble: str) -> Progress:
@@ -186,71 +171,7 @@ def _given_up(settings: Settings, places: tuple[Place, ...], trouble: str) -> Re
     return replace(result, again=again(settings, result, places))
 
 
-# ---- the processes -----------------------------------------------------------------------------
-
-
-@contextmanager
-def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Judges: processes with one thread each, which keep their standard output to themselves."""
-    # One thread each: the processes share the cores, and threads beyond that only wait for each
-    # other. No shape checks on what the kit itself draws. And the processes share a GPU.
-    settings = {
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "JAXTYPING_DISABLE": "1",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        # A file `pickle.py` in the current folder is no part of the judges, nor is its folder.
-        "PYTHONSAFEPATH": "1",
-        **{name: str(2**31 - 1) for name in KEEP_FREED},
-    }
-    before, path = {name: os.environ.get(name) for name in settings}, sys.path[:]
-    os.environ.update(settings)
-    sys.path[:] = [one for one in path if one and (one != os.getcwd() or one == _HOME)]
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_judge)
-    try:
-        yield pool
-    except BaseException:
-        terminate(pool)  # Ctrl-C, or a fault: do not wait for the units that run
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        sys.path[:] = path
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def terminate(pool: ProcessPoolExecutor) -> None:
-    """End the judges, and they their implementations, whatever they do."""
-    processes = list((pool._processes or {}).values())
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(5)
-        process.kill()
-
-
-def _begin_judge() -> None:
-    """Keep the output, end with the implementations, and adopt what they leave behind."""
-    _capture()
-    adopt_orphans()
-    for name in KEEP_FREED:
-        os.environ.pop(name, None)
-    signal.signal(signal.SIGTERM, _leave)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    end_all()
-    os._exit(128 + number)
-
-
-def _capture() -> None:
-    """Send what this process writes to its standard output nowhere: the report goes there."""
-    file = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - it lives as long as the process
-    os.dup2(file.fileno(), 1)
-    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+# ---- in a judge --------------------------------------------------------------------------------
 
 
 _subjects: dict[tuple[str, str | None], RemoteSubject] = {}

@@ -22,13 +22,11 @@ from vitspec.testing.description import Description
 from vitspec.testing.families import Config
 from vitspec.testing.identities.naming import Naming, Stored
 from vitspec.testing.implementations import Subject
-from vitspec.testing.isolation.served import Held, serve
+from vitspec.testing.isolation.served import SET_CHILD_SUBREAPER, Held, serve
+from vitspec.testing.isolation.stopped import LOOK, Stillness, is_stopped
 from vitspec.testing.isolation.wire import receive_answer, send_call
 from vitspec.testing.reference import Flat, Point
 from vitspec.typing import Array
-
-LOOK = 0.1
-"""Seconds between two looks at whether the process is still there."""
 
 
 class TargetProcess:
@@ -42,7 +40,7 @@ class TargetProcess:
 
     def __init__(self, target: str, dtype: str | None, timeout: float) -> None:
         self.target, self.timeout = target, timeout
-        self.why_ended = ""
+        self.why_ended, self._stopped = "", False
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, target, dtype))
@@ -100,11 +98,12 @@ class TargetProcess:
 
         A child that the implementation forked has the pipe open too, in a session of its own even.
         """
-        deadline = time.monotonic() + self.timeout
+        deadline, stillness = time.monotonic() + self.timeout, Stillness()
         while not answered.wait(LOOK):
             if time.monotonic() > deadline:
                 hung.set()
-            if hung.is_set() or not self._process.is_alive():
+            self._stopped |= stillness.of(self._process.pid or 0)
+            if self._stopped or hung.is_set() or not self._process.is_alive():
                 _kill(self._process)
                 if _adopting:
                     _end_orphans()
@@ -112,12 +111,14 @@ class TargetProcess:
     def _ended(self, where: str, hung: bool) -> ProcessEndedError:
         there = not _gone(self._process, 1)  # its end of the pipe closes before it is gone
         how = "it closed its connection" if there else _how(self._process.exitcode)
-        self.why_ended = f"{self.target!r} ended its process {where} ({how})"
+        how = "it was stopped: SIGSTOP" if self._stopped else how
+        why = f"{self.target!r} ended its process {where} ({how})"
         if hung:
-            self.why_ended = (
+            why = (
                 f"{self.target!r} gave no result for {self.timeout:g} s {where}; "
                 "--timeout gives it longer"
             )
+        self.why_ended = self.why_ended or why
         self.end()
         return ProcessEndedError(self.why_ended)
 
@@ -125,9 +126,10 @@ class TargetProcess:
 _started: list[TargetProcess] = []
 
 
-def end_all() -> None:
-    """End every process of an implementation that this one has started."""
+def end_all(why: str = "") -> None:
+    """End every process of an implementation that this one has started; calls say why."""
     for process in _started:
+        process.why_ended = process.why_ended or why
         process.end()
 
 
@@ -249,9 +251,9 @@ def nothing_left_behind() -> Iterator[None]:
         if adopts:
             _end_orphans(before)
             _prctl(SET_CHILD_SUBREAPER, 0)
-
-
-SET_CHILD_SUBREAPER = 36
+        for pid in filter(is_stopped, _children()):  # what multiprocessing needs until the end
+            with suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _prctl(option: int, value: int) -> bool:

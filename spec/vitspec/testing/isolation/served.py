@@ -29,6 +29,9 @@ READ = ("stride", "padding", "head_count", "num_attention_heads", "num_heads", "
 OUTPUT = 10_000
 """Bytes of its standard output that are kept of each call for it."""
 
+SET_CHILD_SUBREAPER = 36
+"""What Linux is asked for to have a process adopt what its children leave behind."""
+
 Answer = tuple[Any, Flat]
 
 
@@ -146,14 +149,20 @@ class Server:
 
 
 def _stand_apart() -> None:
-    """Lead a session and group of processes, which can be ended as a whole."""
+    """Lead a session and group of processes, which can be ended as a whole.
+
+    What its children leave behind stays here as long as this process does: the judge, which runs
+    several implementations, then adopts only what belongs to one that is gone.
+    """
     if hasattr(os, "setsid"):
         with suppress(OSError):
             os.setsid()
     if sys.platform == "linux":
         die_with_parent = 1
         with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(die_with_parent, signal.SIGKILL)
+            libc = ctypes.CDLL(None)
+            libc.prctl(die_with_parent, signal.SIGKILL)
+            libc.prctl(SET_CHILD_SUBREAPER, 1)
 
 
 def _capture() -> Callable[[], str]:

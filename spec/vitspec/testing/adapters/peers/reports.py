@@ -18,7 +18,7 @@ from vitspec.testing.declared import Declaration, Deviation, apply
 from vitspec.testing.description import describe
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import AdapterError
-from vitspec.testing.processes import terminate, worker_pool
+from vitspec.testing.isolation.judges import worker_pool
 from vitspec.testing.report.report import Report
 from vitspec.testing.report.text import short
 from vitspec.testing.results import environment
@@ -73,7 +73,7 @@ def grade_peer(name: str, settings: Settings = DEFAULT, timeout: float = 600.0) 
         except BrokenProcessPool:
             return Graded(peer, problem="ended its process (a crash in native code?)")
         except TimeoutError:
-            terminate(pool)
+            pool.terminate()
             return Graded(peer, problem=f"gave no result for {timeout:g} s (--timeout)")
 
 
