@@ -19,6 +19,7 @@ from vitspec.testing.diagnosis import (
     expected_by_name,
     points,
 )
+from vitspec.testing.diagnosis.causes import Causes
 from vitspec.testing.diagnosis.findings import departures, hints
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.diagnosis.search import candidates
@@ -102,15 +103,22 @@ def text_of(diagnosis):
 # ---- one deviation -----------------------------------------------------------------------------
 
 
+ALIKE = {"layer-norm-eps-1e-12": "layer-norm-eps-as-floor"}
+"""Told apart only where variances are below epsilon, as at none of the points."""
+
+
 @pytest.mark.parametrize(("name", "spec", "dtype", "automatic"), SINGLE)
 def test_a_planted_deviation_is_named_first(name, spec, dtype, automatic):
     found = diagnose(planted(name, spec=spec, dtype=dtype, automatic=automatic))
-    assert found.nearest[0].name == name
-    assert found.nearest[0].matches
-    assert found.nearest[0].same == ()
+    first = found.nearest[0]
+    if name in ALIKE:
+        assert {name, ALIKE[name]} == {first.name, *first.same}
+        return
+    assert first.name == name
+    assert first.matches
+    assert first.same == ()
     assert f"`{name}`" in found.verdict
     assert not found.conforms
-    assert found.gap > 50  # no other is near
 
 
 def test_the_derivatives_of_a_mistaken_forward_are_told_from_those_of_the_right_one():
@@ -193,8 +201,7 @@ def test_an_unknown_factor_is_measured_and_no_name_is_invented():
     found = diagnose(Altered(change))
     assert found.name is None
     assert found.verdict == "It is no known deviation, nor two of them at once."
-    assert len(found.nearest) == 3
-    assert not any(near.matches for near in found.nearest)
+    assert not found.nearest  # none is nearer than the specification itself
     assert {(d.tensor.split(".")[-1], d.pattern) for d in found.departures} == {
         ("w2", "3 x the truth")
     }
@@ -340,9 +347,10 @@ def test_what_only_shows_at_unusual_points_is_located():
             found = super().forward(config, params, images)["logits"]
             return found if config.embed_dim % config.head_count == 0 else 2 * found
 
-    looked = samples(WholeHeads("vit"))
-    (note,) = (n for n in hints(departures(looked), looked) if "points" in n)
-    assert note.endswith("those at which heads do not divide embed_dim.")
+    found = Causes(Subject(WholeHeads("vit")), 60.0).of(FAMILIES["vit"].telling_cases[0])
+    assert found[1:] == [
+        "it departs where the number of features beyond whole heads is 1, and not where it is 0."
+    ]
 
 
 # ---- implementations that cannot do everything -------------------------------------------------
@@ -362,7 +370,7 @@ class Friendly(SpecImplementation):
 def test_what_is_not_supported_is_replaced_and_the_deviation_still_named():
     found = diagnose(Friendly("vit", mistakes=[deviation("heads-split-by-raw-reshape")]))
     assert found.name == "heads-split-by-raw-reshape"
-    assert len(set(found.points)) == 4
+    assert len(set(found.points)) == 5
     assert any("num_layers=3" in point for point in found.points)  # no more is given up than needed
     assert any("heads must divide" in note for note in found.notes)
 
@@ -411,7 +419,7 @@ def test_json_holds_everything_and_no_infinity():
     found = diagnose(SpecImplementation("vit"))
     assert found.gap == math.inf
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert data["schema"] == "vitspec-diagnosis/1"
+    assert data["schema"] == "vitspec-diagnosis/2"
     assert data["gap"] == "inf"
     assert data["conforms"] is True
 

@@ -155,7 +155,7 @@ def kit_files():
 def test_the_kit_is_no_larger_than_one_can_read():
     sizes = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in kit_files()}
     assert [path for path, size in sizes.items() if size > 350] == []
-    assert sum(sizes.values()) <= 17_300
+    assert sum(sizes.values()) <= 18_600
 
 
 def test_no_function_of_the_kit_is_longer_than_60_lines():

@@ -8,6 +8,7 @@ nearest thing that it does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -193,17 +194,32 @@ class Sample:
         general = max(own.values(), default=self.precision.u)
         return {name: own.get(name, general) for name in self.tensors}
 
-    def rough_ratio(self, name: str, found: Array, deviating: Array) -> float:
+    def gain(self, deviating: Mapping[str, Array]) -> float:
+        """How many times larger than the truth's all gradients together are; 1 at least."""
+        names = [name for name in self.tensors if name != "logits"]
+        truth, other = (
+            sum(float(np.vdot(one[n], one[n])) for n in names) for one in (self.truth, deviating)
+        )
+        gain = (other / truth) ** 0.5 if truth else 1.0
+        return max(1.0, gain) if np.isfinite(gain) else 1.0
+
+    def rough_ratio(self, name: str, found: Array, deviating: Array, gain: float = 1.0) -> float:
         """About what the grade's ratio would be if `deviating` were the truth.
 
         Its price is taken from the truth's, which costs nothing. It may be wrong by some factor,
         so what comes near is graded by a price of its own.
+
+        Args:
+            name: the tensor.
+            found: what the implementation computed.
+            deviating: what the deviation computes.
+            gain: `gain` of that, which what cancels has as well.
         """
         difference = found - deviating
         if not np.isfinite(difference).all():
             return np.inf
         size, error = float(np.linalg.norm(deviating)), float(np.linalg.norm(difference))
-        noise = max(self.prices[name].norm, self.relative_prices[name] * size)
+        noise = max(gain * self.prices[name].norm, self.relative_prices[name] * size)
         if error == 0:
             return 0.0
         bound = 4 * noise + 4 * self.precision.u * size

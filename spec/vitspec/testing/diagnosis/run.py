@@ -73,6 +73,17 @@ def diagnose(
         )
     smoke(subject, place.config)
     there = looked(subject, place)
+    diagnosis = _begun(subject, place, there)
+    _judge(diagnosis, subject, there)
+    if save_to is not None:
+        first = next((s for s in there.all if s.departs), there.all[0])
+        save(save_to, first, diagnosis, target)
+    diagnosis.seconds = time.monotonic() - start
+    return diagnosis
+
+
+def _begun(subject: Subject, place: Settings, there: Looked) -> Diagnosis:
+    """A diagnosis that says where it looked, and nothing yet of what it saw."""
     diagnosis = Diagnosis(
         subject.name, subject.version, subject.spec, subject.precision.name, place.seed,
         place=str(there.all[0].trial.place), notes=there.notes,
@@ -84,11 +95,6 @@ def diagnose(
         diagnosis.notes.append(
             f"Taps that the specification does not have, or of another shape: {', '.join(strange)}."
         )
-    _judge(diagnosis, subject, there)
-    if save_to is not None:
-        first = next((s for s in there.all if s.departs), there.all[0])
-        save(save_to, first, diagnosis, target)
-    diagnosis.seconds = time.monotonic() - start
     return diagnosis
 
 

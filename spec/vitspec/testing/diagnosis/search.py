@@ -134,7 +134,8 @@ class Search:
             self._changes[candidate] = {
                 n: sample.rough_ratio(n, deviating[n], sample.truth[n]) for n in sample.tensors
             }
-        return {n: sample.rough_ratio(n, sample.found[n], deviating[n]) for n in sample.tensors}
+        gain, found = sample.gain(deviating), sample.found
+        return {n: sample.rough_ratio(n, found[n], deviating[n], gain) for n in sample.tensors}
 
     def rough(self, candidate: Candidate) -> Match:
         """The candidate by rough prices, at all samples."""

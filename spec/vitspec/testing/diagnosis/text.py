@@ -21,9 +21,9 @@ KINDS_SHOWN = 12
 def diagnosis_tables(diagnosis: Diagnosis) -> list[Any]:
     """The diagnosis as what rich prints; colours only say again what the words say."""
     d = diagnosis
-    first = f", {d.place} first" if d.place else ""
+    place = f", {d.place} first" if d.place else ""
     head = Text(f"{d.implementation} {d.version} as {d.spec}, {d.dtype}, seed {d.seed}: ")
-    head.append(f"looked at {len(d.points)} points in {d.seconds:.1f} s{first}", style="dim")
+    head.append(f"looked at {len(d.points)} points in {d.seconds:.1f} s{place}", style="dim")
     parts: list[Any] = [head, Text(d.verdict, style="bold green" if d.conforms else "bold red")]
     if d.nearest:
         parts.append(_nearest_table(d))

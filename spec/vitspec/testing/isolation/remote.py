@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from multiprocessing import get_context
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -183,7 +184,8 @@ class RemoteSubject(Subject):
             return config
         found, _ = self._call("closest", config, where="in closest")
         with self.guarded("closest", config):
-            return type(config)(**found)
+            own = {name: _like(getattr(config, name, None), value) for name, value in found.items()}
+            return type(config)(**own)
 
     def forward(self, point: Point) -> Flat:
         """See `Subject.forward`."""
@@ -228,6 +230,11 @@ class RemoteSubject(Subject):
 
 
 # ---- ending processes --------------------------------------------------------------------------
+
+
+def _like(old: Any, value: Any) -> Any:
+    """A field of a configuration, which may be a record itself, as the kind that it was."""
+    return type(old)(**value) if is_dataclass(old) and isinstance(value, dict) else value
 
 
 def adopt_orphans() -> None:

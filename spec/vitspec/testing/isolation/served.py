@@ -108,7 +108,7 @@ class Server:
 
     def closest(self, config: Any) -> Answer:
         """The fields of the nearest configuration."""
-        return vars(self.subject.closest(config)), {}
+        return asdict(self.subject.closest(config)), {}
 
     def forward(self, point: Point, dtype: str) -> Answer:
         """See `Subject.forward`."""
