@@ -140,7 +140,8 @@ vjp departs at the photograph
   the photograph, ViTConfig()
   tensor          metric error  price  bound ratio
   layers.1.ffn.b1   norm   0.4 2.5e-7 1.0e-6 4.0e5
-  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --cases 0 --interpolations 0 --no-degenerate --laws 0 --no-vectors --no-ill-formed --only vjp
+  reproduce: vitspec check 'my adapter.py:vit' --dtype float32 --seed 3 --photograph --only vjp
+  diagnose: vitspec diagnose 'my adapter.py:vit' --dtype float32 --seed 3 --photograph
 
 scale passes, though declared to fail at law 0
   it passes: remove it
@@ -175,7 +176,7 @@ def test_a_report_at_80_columns():
 def test_nothing_but_commands_is_wider_than_80_columns(good, bad):
     lines = printed(good, bad, new(*MIXED)).splitlines()
     wide = [line for line in lines if len(line.rstrip()) > 80]
-    assert all("reproduce: " in line or line.startswith("vitspec ") for line in wide)
+    assert all("reproduce: " in line or "diagnose: " in line or line.startswith("vitspec ") for line in wide)
 
 
 def test_a_table_of_long_names_keeps_its_figures_whole():

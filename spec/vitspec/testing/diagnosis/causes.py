@@ -114,7 +114,9 @@ class Causes:
     def _with(self, case: AnyCase, name: str, value: Any) -> AnyCase | None:
         """The case with a property changed; None if there is none, or it is not supported."""
         changed = with_property(case, name, value)
-        config = changed.config
+        own, config = properties(case), changed.config
+        if any(own[n] != v for n, v in properties(changed).items() if n != name):
+            return None  # another property would change with it
         if changed == case or config.violations():
             return None
         if self.subject.why_unsupported(config) is not None:
