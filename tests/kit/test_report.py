@@ -409,8 +409,7 @@ def test_markdown_is_a_verdict_a_table_and_failures(good, bad):
     assert f"### ❌ `vit-cls+{MISTAKE} 1` as vit-cls, float32" in text
     assert "| `ill-formed.*` | 6 | 0 | 0 | 0 |  |  |  |  |" in text
     assert "| `vjp` | 0 | **1** | 1 | 0 | `layers.1.ffn.b1` | 0.4 | 1.0e-6 | 4.0e5 |" in text
-    command = "vitspec check my-vit --dtype float32 --seed 3 --cases 0 --interpolations 0"
-    command += " --no-degenerate --laws 0 --no-vectors --no-ill-formed --only vjp"
+    command = "vitspec check my-vit --dtype float32 --seed 3 --photograph --only vjp"
     assert f"```sh\n{command}\n```" in text
 
 
