@@ -152,7 +152,7 @@ departs
 Refuses what is ill-formed: 1 of 1 accepted: patchH_ne0 (reported only; --strict
 makes it a failure)
 
-"""  # noqa: E501
+"""
 
 
 def test_a_report_at_80_columns():
@@ -176,7 +176,10 @@ def test_a_report_at_80_columns():
 def test_nothing_but_commands_is_wider_than_80_columns(good, bad):
     lines = printed(good, bad, new(*MIXED)).splitlines()
     wide = [line for line in lines if len(line.rstrip()) > 80]
-    assert all("reproduce: " in line or "diagnose: " in line or line.startswith("vitspec ") for line in wide)
+    assert all(
+        "reproduce: " in line or "diagnose: " in line or line.startswith("vitspec ")
+        for line in wide
+    )
 
 
 def test_a_table_of_long_names_keeps_its_figures_whole():

@@ -234,7 +234,8 @@ class RemoteSubject(Subject):
 
 def _like(old: Any, value: Any) -> Any:
     """A field of a configuration, which may be a record itself, as the kind that it was."""
-    return type(old)(**value) if is_dataclass(old) and isinstance(value, dict) else value
+    kind: Any = type(old)
+    return kind(**value) if is_dataclass(old) and isinstance(value, dict) else value
 
 
 def adopt_orphans() -> None:
