@@ -352,6 +352,18 @@ def test_a_module_in_the_current_folder_is_none_of_the_judges(target, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
 
 
+def test_the_closest_configuration_keeps_its_dropout_record(target):
+    near = "from dataclasses import replace\nfrom vitspec.testing import SpecImplementation\n"
+    near += "class Near(SpecImplementation):\n"
+    near += "    def closest(self, config):\n        return replace(config, num_layers=1)\n"
+    near += "impl = Near('vision-transformer')"
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "check", target(near), *FEW, "--only", "forward"],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_configuration_that_no_machine_holds_is_no_verdict(target):
     """Exit code 1 would say that the implementation departs."""
     huge = "from dataclasses import replace\nclass Bent(Good):\n"

@@ -138,6 +138,19 @@ def test_interpolation_weights_err_by_roundings_of_a_coordinate():
     assert np.all(np.asarray(other @ noisy(np.eye(4)))[other == 0] == 0)
 
 
+def test_interpolation_weights_err_in_float64_too():
+    """Met in a correct model: its weights were off by 7 roundings, and what they gave was not."""
+    weights = interpolation_weights(8, 3, np.dtype(float))
+    found = np.array(
+        [np.asarray(weights @ noisy(np.eye(8), "float64", seed=s)) for s in range(300)]
+    )
+    error = (found - weights).std(axis=0) * 3**0.5 * 2.0**53 / ERROR["cubic_weights"]["float64"]
+    # A weight of 0 has but the rounding of a product's sum.
+    assert np.all((error > 6) & (error < 9))
+    exact = interpolation_weights(4, 8, np.dtype(float))
+    assert np.all(np.asarray(exact @ noisy(np.eye(4), "float64"))[exact == 0] == 0)
+
+
 def test_rows_that_err_alike():
     x = np.ones((30, 4))
     apart, alike = np.asarray(noisy(x) * 1.0), np.asarray(noisy(x, alike=True) * 1.0)
