@@ -18,7 +18,7 @@ from vitspec.testing import Settings, check, parametrize_with_checks
 from vitspec.testing.catalogue import deviation
 from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.run import plan
-from vitspec.testing.suites import SUITES
+from vitspec.testing.suites import SUITES, photograph
 
 pytestmark = pytest.mark.slow
 
@@ -214,8 +214,12 @@ def test_a_crash_is_of_the_case_that_crashed_and_what_ran_before_it(adapters, tm
     assert shown(crash) in map(shown, again["results"])
 
 
-def test_the_photograph(inline, adapters, tmp_path):
-    """At full size, so once: the logits of a model without scale."""
+def test_the_photograph(inline, adapters, tmp_path, monkeypatch):
+    """The logits of a model without scale; a small model, for at full size it takes minutes."""
+    small = ViTConfig(patch_h=32, patch_w=32, stride=32, padding=0, embed_dim=16, hidden_dim=24,
+                      head_count=4, num_layers=2, num_classes=5)  # fmt: skip
+    trial = photograph.photograph_trial
+    monkeypatch.setattr(photograph, "photograph_trial", lambda *given: trial(*given, config=small))
     command = "check planted:attention-scale-missing --cases 0 --laws 0 --no-vectors"
     _, report = run([*shlex.split(command), "--only", "forward"], tmp_path / "first.json")
     assert_reproduced(report, tmp_path, {"photograph"})
