@@ -18,7 +18,7 @@ from vitspec.testing import Settings, check, parametrize_with_checks
 from vitspec.testing.catalogue import deviation
 from vitspec.testing.reference import SpecImplementation
 from vitspec.testing.run import plan
-from vitspec.testing.suites import SUITES
+from vitspec.testing.suites import SUITES, photograph
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +26,8 @@ LEAN = "embed_dim=6,hidden_dim=8,head_count=2,num_layers=2,num_classes=3"
 LEAN += ",patch_h=2,patch_w=2,stride=2"
 PRACTICAL = "d2l,num_layers=1,image_h=8,image_w=8,patch_h=4,patch_w=4,embed_dim=8,head_count=2"
 PRACTICAL += ",hidden_dim=6,num_classes=3"
+FEW = "--laws 1 --interpolations 0 --no-degenerate"
+"""For a test that is not about these places."""
 
 ADAPTERS = """
 from vitspec.testing.finding import find
@@ -124,7 +126,7 @@ def assert_reproduced(report, tmp_path, suites):
 
 @pytest.mark.parametrize("more", ["", "--seed 3", "--dtype float64 --seed 1", "--only vjp"])
 def test_a_case_a_law_and_a_vector(inline, adapters, tmp_path, more):
-    command = f"check planted:attention-gradient-scale-twice --no-photograph {more}"
+    command = f"check planted:attention-gradient-scale-twice --no-photograph {more} {FEW}"
     _, report = run([*shlex.split(command), "--cases", "3"], tmp_path / "first.json")
     suites = {"case", "law"} | ({"vector"} if "only" not in more else set())
     assert_reproduced(report, tmp_path, suites)
@@ -137,7 +139,7 @@ def test_a_case_a_law_and_a_vector(inline, adapters, tmp_path, more):
 )
 def test_a_configuration_of_the_users_own(inline, adapters, tmp_path, mistake, config, more):
     config += ",layer_scale=true" if config is PRACTICAL else ""
-    command = f"check planted:{mistake} --config {config} --cases 2 {more}"
+    command = f"check planted:{mistake} --config {config} --cases 2 {more} {FEW}"
     _, report = run(shlex.split(command), tmp_path / "first.json")
     assert_reproduced(report, tmp_path, {"case", "law"})
     points = {result["point"] for result in report["results"] if result["place"] == "case 0"}
@@ -212,8 +214,12 @@ def test_a_crash_is_of_the_case_that_crashed_and_what_ran_before_it(adapters, tm
     assert shown(crash) in map(shown, again["results"])
 
 
-def test_the_photograph(inline, adapters, tmp_path):
-    """At full size, so once: the logits of a model without scale."""
+def test_the_photograph(inline, adapters, tmp_path, monkeypatch):
+    """The logits of a model without scale; a small model, for at full size it takes minutes."""
+    small = ViTConfig(patch_h=32, patch_w=32, stride=32, padding=0, embed_dim=16, hidden_dim=24,
+                      head_count=4, num_layers=2, num_classes=5)  # fmt: skip
+    trial = photograph.photograph_trial
+    monkeypatch.setattr(photograph, "photograph_trial", lambda *given: trial(*given, config=small))
     command = "check planted:attention-scale-missing --cases 0 --laws 0 --no-vectors"
     _, report = run([*shlex.split(command), "--only", "forward"], tmp_path / "first.json")
     assert_reproduced(report, tmp_path, {"photograph"})
