@@ -7,7 +7,7 @@ is planted into the specification, which computes in that precision, and judged 
 cases of the default check (those of interpolations, where it shows only there): by today's rule,
 and by that of version 0.5 at the same results. A line of `results/catalogue_16_bits.jsonl` is one
 case of one family; run it again and it goes on where it stopped. `--page` writes what is there into
-docs/tolerances.md.
+docs/catalogue-in-bfloat16.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from vitspec.testing.tolerance import Price
 from vitspec.testing.trial import Trial
 
 KEPT = Path(__file__).parent / "results" / "catalogue_16_bits.jsonl"
-PAGE = Path(__file__).parents[1] / "docs" / "tolerances.md"
+PAGE = Path(__file__).parents[1] / "docs" / "catalogue-in-bfloat16.md"
 BEGIN, END = "<!-- catalogue: benchmarks/catalogue_16_bits.py -->", "<!-- end of catalogue -->"
 FAMILIES = ("vit", "vit-cls", "vision-transformer")
 NONE = "none"
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cases", type=int, default=30)
-    parser.add_argument("--page", action="store_true", help="write docs/tolerances.md, run nothing")
+    parser.add_argument("--page", action="store_true", help="renew the page, run nothing")
     a = parser.parse_args()
     done = kept(a.dtype)
     shared_new_points()

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import vitspec
 from vitspec.testing.isolation.remote import adopt_orphans, end_all
-from vitspec.testing.isolation.stopped import watch
+from vitspec.testing.isolation.stopped import is_stopped, watch
 
 _HOME = str(Path(vitspec.__file__).parents[1])
 """Where vitspec is: this may be the current folder."""
@@ -25,26 +26,21 @@ KEEP_FREED = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 of judges alone, since XLA becomes slower by it."""
 ENDED = "a process of the check itself ended; is there not enough memory?"
 STOPPED = "a process of the check itself was stopped (SIGSTOP), by an implementation or by somebody"
-FOUND_STOPPED = 65
-"""The exit code of a judge that found the command stopped."""
 
 
 class Judges(ProcessPoolExecutor):
-    """A pool of judges that ends one that stands still, and knows why it broke."""
+    """A pool of judges in which none stands still."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers, mp_context=get_context("spawn"), initializer=_begin_judge)
         self._known: dict[int, Any] = {}
-        self._end_of_watch = watch(self._there, self._end_stopped)
         self._stopped = False
+        self._end_of_watch = watch(self._there, self._release)
 
     @property
     def trouble(self) -> str:
         """Why a judge ended before its work was done."""
-        for process in self._known.values():
-            process.join(1)  # its pipe closes before it has an exit code
-        codes = {process.exitcode for process in self._known.values()}
-        return STOPPED if self._stopped or FOUND_STOPPED in codes else ENDED
+        return STOPPED if self._stopped else ENDED
 
     def close(self) -> None:
         """Wait until the judges have ended, and with them what they started."""
@@ -65,10 +61,15 @@ class Judges(ProcessPoolExecutor):
         self._known |= dict(self._processes or {})
         return [pid for pid, process in self._known.items() if process.is_alive()]
 
-    def _end_stopped(self, pid: int) -> None:
+    def _release(self, judge: int) -> None:
+        """Have a judge end its implementations, and let it go on.
+
+        To end it might leave half a result in the pipe, for whose other half we would wait.
+        """
         self._stopped = True
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+        for number in (signal.SIGUSR1, signal.SIGCONT):
+            with suppress(OSError):
+                os.kill(judge, number)
 
 
 @contextmanager
@@ -111,21 +112,31 @@ def _begin_judge() -> None:
     for name in KEEP_FREED:
         os.environ.pop(name, None)
     signal.signal(signal.SIGTERM, _leave)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: end_all(STOPPED))
     command = os.getppid()
-    watch(lambda: [command], _go_on)
+    # Once the implementations have ended here, which is done with a higher priority.
+    Finalize(None, _go_on, (command,), exitpriority=50)
+    watch(lambda: [command], _found_stopped)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     end_all()
+    _go_on(os.getppid())
     os._exit(128 + number)
 
 
-def _go_on(command: int) -> None:
-    """Let the command go on, which somebody stopped, and end here what may stop it again."""
+def _found_stopped(command: int) -> None:
+    """End here what may have stopped the command, and let that go on."""
     end_all(STOPPED)
-    with suppress(OSError):
-        os.kill(command, signal.SIGCONT)
-    os._exit(FOUND_STOPPED)
+    _go_on(command)
+
+
+def _go_on(command: int) -> None:
+    """Let the command go on, should it be stopped."""
+    if is_stopped(command):
+        with suppress(OSError):
+            os.kill(command, signal.SIGCONT)
 
 
 def _capture() -> None:
