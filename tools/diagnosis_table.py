@@ -35,7 +35,6 @@ class DiagnosisRow:
         named: what the diagnosis named first, or None.
         equal: what is the same function as that, wherever it was looked at.
         distance: from the deviation that was named.
-        gap: the distance of the nearest one that does not match.
         seconds: how long it took.
     """
 
@@ -46,7 +45,6 @@ class DiagnosisRow:
     named: str | None
     equal: tuple[str, ...]
     distance: float
-    gap: float
     seconds: float
 
     @property
@@ -137,7 +135,6 @@ def _row(planted: tuple[Deviation, ...], automatic: bool, spec: str, dtype: str)
         named=found.name,
         equal=first.equal if first else (),
         distance=first.distance if first else math.nan,
-        gap=found.gap,
         seconds=found.seconds,
     )
 
@@ -145,7 +142,7 @@ def _row(planted: tuple[Deviation, ...], automatic: bool, spec: str, dtype: str)
 def rows_table(rows: Sequence[DiagnosisRow]) -> Table:
     """How many are named first in each precision, and each that is not."""
     table = Table(box=box.SIMPLE_HEAD, width=80, pad_edge=False)
-    headings = ("dtype", "planted", "named first", "largest distance", "smallest gap", "s each")
+    headings = ("dtype", "planted", "named first", "largest distance", "s each")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "dtype" else "right")
     for dtype in dict.fromkeys(row.dtype for row in rows):
@@ -154,7 +151,6 @@ def rows_table(rows: Sequence[DiagnosisRow]) -> Table:
         table.add_row(
             dtype, str(len(own)), f"{len(right)} ({len(right) / len(own):.1%})",
             f"{max((r.distance for r in right), default=0):.2f}",
-            f"{min((r.gap for r in right), default=0):.1e}",
             f"{sum(r.seconds for r in own) / len(own):.1f}",
         )  # fmt: skip
         for row in own:

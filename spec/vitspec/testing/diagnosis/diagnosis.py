@@ -112,15 +112,10 @@ class Diagnosis:
         """The pairs of deviations among the nearest."""
         return [near for near in self.nearest if len(near.names) > 1]
 
-    @property
-    def gap(self) -> float:
-        """How many times farther than its bound the nearest deviation is that does not match."""
-        return min((near.distance for near in self.nearest if not near.matches), default=math.inf)
-
     def to_json(self) -> dict[str, Any]:
         """The diagnosis as JSON-serialisable data; what is infinite is the string "inf"."""
         data = {"schema": "vitspec-diagnosis/2", "vitspec": vitspec.__version__} | asdict(self)
-        return _finite(data | {"name": self.name, "gap": self.gap})
+        return _finite(data | {"name": self.name})
 
 
 def _finite(value: Any) -> Any:
