@@ -18,10 +18,10 @@ from vitspec.testing.diagnosis import (
     expected_by_name,
     points,
 )
+from vitspec.testing.diagnosis.candidates import candidates
 from vitspec.testing.diagnosis.causes import Causes
 from vitspec.testing.diagnosis.findings import departures, hints
 from vitspec.testing.diagnosis.points import Sample
-from vitspec.testing.diagnosis.search import candidates
 from vitspec.testing.families import FAMILIES, Case
 from vitspec.testing.finding import find
 from vitspec.testing.implementations import AdapterError, Subject

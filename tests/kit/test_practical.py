@@ -48,7 +48,8 @@ from vitspec.testing.catalogue.functions import RELU
 from vitspec.testing.catalogue.practical_gradients import DECODER
 from vitspec.testing.description import describe
 from vitspec.testing.diagnosis import diagnose, points
-from vitspec.testing.diagnosis.search import Candidate, Search, mistaken
+from vitspec.testing.diagnosis.candidates import Candidate, mistaken
+from vitspec.testing.diagnosis.search import Search
 from vitspec.testing.families import FAMILIES, VisionTransformerCase
 from vitspec.testing.families.family import SMOKE_IMAGE
 from vitspec.testing.families.practical import NAME, TELLING_CASES, VALUES
