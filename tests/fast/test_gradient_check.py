@@ -125,7 +125,7 @@ NOT_IN_TRAINING = {
     "jvp-without-image-tangent": "training has no forward mode",
     "jvp-without-key-tangent": "training has no forward mode",
     "jvp-without-query-weight-tangent": "training has no forward mode",
-    "weight-decay-in-the-gradient": "planted where the kit adds up a batch, not where training does",
+    "weight-decay-in-the-gradient": "planted in the kit's sum over a batch",
     "image-gradient-of-the-remainder": "training takes no gradient of the images",
     "batch-images-gradient-summed": "training takes no gradient of the images",
     "image-gradient-stopped": "training takes no gradient of the images",
