@@ -50,7 +50,7 @@ def test_exit_1_and_every_kind_of_report_where_something_departs(run, tmp_path):
     assert result.exit_code == 1, result.output
     assert "does not conform" in result.output
     long = [line for line in result.output.splitlines() if len(line) > 80]
-    assert all("reproduce" in line or line.startswith("vitspec") for line in long), long
+    assert all(line.startswith(("  reproduce", "  diagnose", "vitspec")) for line in long), long
     assert json.loads(files["json"].read_text())["conforms"] is False
     assert ElementTree.parse(files["junit"]).getroot().iter("failure")
     assert "does not conform" in files["markdown"].read_text()
