@@ -9,6 +9,7 @@ import pytest
 
 from vitspec.testing import check
 from vitspec.testing.catalogue import deviation
+from vitspec.testing.diagnosis import diagnose
 from vitspec.testing.families import FAMILIES
 from vitspec.testing.implementations import Subject
 from vitspec.testing.precision import PRECISIONS
@@ -159,3 +160,25 @@ def test_one_of_several_is_counted_as_it_was_named(mistaken):
     assert how({"e", "d"}, near) == "same"
     assert how({"a"}, near) == "no"
     assert how({"a"}, None) == "no"
+
+
+# ---- what diagnosis calls them -------------------------------------------------------------------
+
+COMMON = (
+    "final-norm-missing", "queries-and-keys-swapped", "keys-and-values-swapped",
+    "activation-missing", "positions-missing", "positions-twice", "channels-reversed",
+    "layers-in-reverse",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_a_common_mistake_has_its_name_in_float32_without_taps(mistaken, name):
+    """As a user's model shows it: logits, and the framework's own derivatives."""
+    wrong = mistaken.implementation("torch", "vision-transformer", [name])
+    assert diagnose(wrong, dtype="float32").name == name
+
+
+def test_two_mistakes_of_a_model_are_both_named(mistaken):
+    both = ["final-norm-missing", "layer-norm-eps-1e-5"]
+    wrong = mistaken.implementation("torch", "vision-transformer", both)
+    assert set(diagnose(wrong, dtype="float32").nearest[0].names) == set(both)

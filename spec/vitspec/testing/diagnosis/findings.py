@@ -10,6 +10,7 @@ from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.noise import SUSPICION
 from vitspec.testing.tolerance import worst
 
+ONE_FACTOR = "All gradients have one factor"
 NEAR = 100.0
 """Standard deviations of rounding up to which a departure is called near it."""
 
@@ -66,7 +67,7 @@ def rules(found: Sequence[Departure], samples: Sequence[Sample]) -> list[str]:
                   if d.tensor in s.grades and not s.grades[d.tensor].conforms]  # fmt: skip
         pattern = common(places)
         if " x the truth" in pattern or "the truth / " in pattern:
-            notes.append(f"All gradients have one factor: each is {pattern}.")
+            notes.append(f"{ONE_FACTOR}: each is {pattern}.")
     return notes
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from vitspec.testing.catalogue import deviation
 from vitspec.testing.diagnosis.candidates import Candidate, mistaken
 from vitspec.testing.diagnosis.diagnosis import Diagnosis, Near
-from vitspec.testing.diagnosis.findings import rules
+from vitspec.testing.diagnosis.findings import ONE_FACTOR, rules
 from vitspec.testing.diagnosis.places import Looked
 from vitspec.testing.diagnosis.points import Sample
 from vitspec.testing.diagnosis.search import CLOSE, Match, Search, same_function
@@ -22,10 +22,10 @@ SHOWN = 3
 def name(diagnosis: Diagnosis, search: Search, there: Looked) -> bool:
     """Name the deviation, or the two, that the implementation has; whether there is a name.
 
-    Pairs are not tried where a rule says all.
+    Pairs are not tried where one factor for all gradients says all.
     """
     matches = search.matches(search.all)
-    if not matches and not rules(diagnosis.departures, there.small):
+    if not matches and not any(ONE_FACTOR in said for said in _rules(diagnosis, there)):
         matches = search.pairs()
     matches = [m for m in matches if all(fits(m.candidate, s) for s in there.large)]
     if not matches:
@@ -39,6 +39,10 @@ def name(diagnosis: Diagnosis, search: Search, there: Looked) -> bool:
         diagnosis.verdict += f" Or it is {' or '.join(f'`{one}`' for one in first.same)}."
         diagnosis.notes.append(_cannot_tell(first, diagnosis.dtype))
     return True
+
+
+def _rules(diagnosis: Diagnosis, there: Looked) -> list[str]:
+    return rules(diagnosis.departures, there.small)
 
 
 def fits(candidate: Candidate, sample: Sample) -> bool:

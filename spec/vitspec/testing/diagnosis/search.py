@@ -213,9 +213,7 @@ class Search:
             return self.matches(self.backward_pairs(backward))
         single = self.forward_matches(forward)
         found = self.matches(a.and_also(b) for a in single for b in backward)
-        if found or single:
-            return found
-        return self.matches(self.forward_pairs())
+        return found or self.matches(self.forward_pairs())
 
     @property
     def of_specification(self) -> Match:
