@@ -77,8 +77,9 @@ class Causes:
             if not right:
                 continue
             if isinstance(value, int) and not isinstance(value, bool) and value > right[0]:
-                case, lowest = self._threshold(case, name, right[0])
-                value, right = properties(case)[name], [lowest]
+                nearest, lowest = self._threshold(case, name, right[0])
+                if self._ends(nearest, name, lowest):
+                    case, value, right = nearest, properties(nearest)[name], [lowest]
             yield f"it departs where {name} is {value}, and not where it is {_or(right)}."
 
     def _threshold(self, case: AnyCase, name: str, right: int) -> tuple[AnyCase, int]:
@@ -89,10 +90,11 @@ class Causes:
             between = self._with(case, name, middle)
             if between is None:
                 break
-            if self._departs(between):
-                case, wrong = between, middle
-            else:
-                right = middle
+            departs = self._departs(between)
+            if departs is None:
+                break
+            case, wrong = (between, middle) if departs else (case, wrong)
+            right = right if departs else middle
         return case, right
 
     def _ends(self, case: AnyCase, name: str, value: Any) -> bool:

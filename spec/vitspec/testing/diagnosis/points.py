@@ -98,7 +98,8 @@ class Sample:
         found = trial.found
         taps = found.keys() - {"logits", "image", *self.point.params}
         old = trial.reference
-        if case is not None and old.small:
+        # A check may draw the same case at other numbers: only this very point is shared.
+        if case is not None and old.small and self.point is _point(case, self.precision):
             trial.reference = _reference(case, self.precision, bool(taps))
         elif taps:
             trial.reference = Reference(
@@ -174,10 +175,11 @@ class Sample:
         there = self.trial.reference
         if not there.small:
             return self.departs
-        looks = [first_look(n, self.found[n], there.noises[n])[0].ratio for n in self.tensors]
-        if max(looks) * SUSPICION > SURE:
-            return True
-        return False if max(looks) <= 1 else None
+        looks = {n: first_look(n, self.found[n], there.noises[n])[0].ratio for n in self.tensors}
+        if max(looks.values()) <= 1:
+            return False
+        sure = any(r * SUSPICION > SURE * self._ill_posed(n) for n, r in looks.items())
+        return True if sure else None
 
     @cached_property
     def relative_prices(self) -> dict[str, float]:

@@ -157,6 +157,8 @@ def _conforming(diagnosis: Diagnosis, subject: Subject, samples: Sequence[Sample
     if unseen:
         finer = subject.finer_dtypes
         advice = f"Rerun with --dtype {finer[-1]}." if finer else "Rerun in float32, if it can."
+        if subject.precision.u <= 2.0**-53:
+            advice = "A check draws more points."
         diagnosis.notes.append(
             f"Not to be seen in {diagnosis.dtype} at these points: {', '.join(unseen)}. {advice}"
         )

@@ -15,11 +15,13 @@ ARRAYS, SCRIPT, DIAGNOSIS = "point.safetensors", "run.py", "diagnosis.json"
 PROGRAM = """\
 # {place}
 # {verdict}
+from pathlib import Path
+
 import numpy as np
 from safetensors.numpy import load_file
 from {module} import {type}
 {implementation}
-arrays = load_file("{arrays}")  # param.* (the parameters), images, cotangent, truth.*, found.*
+arrays = load_file(Path(__file__).with_name("{arrays}"))  # param.* (the parameters), images, cotangent, truth.*, found.*
 params = {{name[6:]: value for name, value in arrays.items() if name.startswith("param.")}}
 config = {config!r}
 found = mine.forward(config, params, arrays["images"])
@@ -69,9 +71,8 @@ def _types(name: str) -> str:
 def _import(target: str) -> str:
     """The lines that make the implementation."""
     module, _, attribute = target.rpartition(":")
-    if module.endswith(".py") or target.endswith(".py"):
-        file, attribute = (module, attribute) if module else (target, "implementation")
-        path = str(Path(file).resolve())
+    if module.endswith(".py"):
+        path = str(Path(module).resolve())
         return f"import runpy\n\nmine = runpy.run_path({path!r})[{attribute!r}]"
     if module and module != "planted":
         return f"from {module} import {attribute} as mine\n"

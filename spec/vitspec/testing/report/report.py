@@ -174,6 +174,8 @@ class Report:
         suite = result.place.suite
         if result.status != "failed" or result.is_refusal or not suite or not result.failures:
             return ""
+        if self.spec == "other":  # it has no specification to compare with
+            return ""
         if suite == "vectors" and result.check == "vector.layer":
             return ""
         place = replace(result.again or self.settings, only=None, strict=False)
