@@ -140,6 +140,11 @@ class Settings:
         return self.only_for(**off | what)
 
     @property
+    def photograph_is_all(self) -> bool:
+        """Whether the photograph is asked for, and no other kind of check."""
+        return self.photograph and self == self.nothing_but(photograph=True)
+
+    @property
     def photograph_alone(self) -> Settings:
         """The photograph, and of other kinds of checks those that were asked for."""
         asked = dict(changes(self))
@@ -150,10 +155,9 @@ class Settings:
     def as_options(self) -> str:
         """The options of `vitspec check` that say the same, as one types them."""
         words: list[str] = []
-        alone = self.photograph and self == self.nothing_but(photograph=True)
         for one in sorted(fields(self), key=lambda one: not one.metadata.get("always")):
             name, value = f"--{one.name.replace('_', '-')}", getattr(self, one.name)
-            if alone and "off" in one.metadata:
+            if self.photograph_is_all and "off" in one.metadata:
                 words += [name] if one.name == "photograph" else []
                 continue
             if value is None or (value == one.default and not one.metadata.get("always")):

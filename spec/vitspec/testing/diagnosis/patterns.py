@@ -175,8 +175,8 @@ def _rows(found: Array, truth: Array, tolerance: float) -> Iterator[str]:
     order = apart.argmin(axis=1)
     near = apart.min(axis=1) <= tolerance * max(_norm(truth), np.finfo(float).tiny)
     if near.all() and sorted(order) == list(range(len(rows))) and np.any(np.diff(order) != 1):
-        shown = f" {', '.join(map(str, order))}" if len(order) <= 8 else " another order"
-        yield f"the truth's rows in the order{shown}".replace("the order another", "another")
+        few = f"the order {', '.join(map(str, order))}"
+        yield f"the truth's rows in {few if len(order) <= 8 else 'another order'}"
 
 
 def _norm(x: Array) -> float:

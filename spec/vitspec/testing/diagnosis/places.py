@@ -48,7 +48,7 @@ class Looked:
 
 def names_a_place(settings: Settings) -> bool:
     """Whether the settings ask for the place of a check, and not only for a configuration."""
-    return settings.names_units or settings.photograph or settings.identities
+    return settings.names_units or settings.photograph_is_all or settings.identities
 
 
 def looked(subject: Subject, settings: Settings) -> Looked:
@@ -56,7 +56,7 @@ def looked(subject: Subject, settings: Settings) -> Looked:
 
     Args:
         subject: what is diagnosed.
-        settings: the place; `photograph` asks for the photograph.
+        settings: the place; the photograph, if they ask for nothing else.
 
     Raises:
         AdapterError: it does not do what is asked for, or nothing at all.

@@ -21,7 +21,8 @@ import numpy as np
 from safetensors.numpy import load_file
 from {module} import {type}
 {implementation}
-arrays = load_file(Path(__file__).with_name("{arrays}"))  # param.* (the parameters), images, cotangent, truth.*, found.*
+# param.* (the parameters), images, cotangent, truth.*, found.*
+arrays = load_file(Path(__file__).with_name("{arrays}"))
 params = {{name[6:]: value for name, value in arrays.items() if name.startswith("param.")}}
 config = {config!r}
 found = mine.forward(config, params, arrays["images"])
