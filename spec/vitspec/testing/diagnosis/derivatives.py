@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitspec.testing.diagnosis.points import Sample
+from vitspec.testing.reference import Point
 from vitspec.typing import Array, shapes_unchecked
 
 STEP = 1e-100
@@ -38,15 +39,14 @@ def ratios(sample: Sample) -> dict[str, float]:
         for _ in range(DIRECTIONS):
             direction = rng.standard_normal(value.shape)
             direction /= np.linalg.norm(direction) or 1.0
-            error = abs(float(np.vdot(value, direction)) - along(sample, {name: direction}))
+            error = abs(float(np.vdot(value, direction)) - along(sample.point, {name: direction}))
             worst = max(worst, error / bound if bound else (np.inf if error else 0.0))
         found[name] = worst if np.isfinite(worst) else np.inf
     return found
 
 
-def along(sample: Sample, directions: Mapping[str, Array]) -> float:
+def along(point: Point, directions: Mapping[str, Array]) -> float:
     """The derivative of <cotangent, logits> along directions of parameters and the images."""
-    point = sample.point
 
     def moved(name: str, x: Array) -> Array:
         step = directions.get(name)
