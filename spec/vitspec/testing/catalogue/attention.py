@@ -225,7 +225,7 @@ ATTENTION = (
         .replace("mha.wq", _read_transposed("wq"))
         .replace("mha.wk", _read_transposed("wk"))
         .replace("mha.wv", _read_transposed("wv")),
-        "the buffers of Wq, Wk and Wv, stored (in, out), are read as (out, in)",
+        "the buffers of Wq, Wk and Wv, stored (out, in), are read as (in, out)",
         "If the heads fill the embedding the weights are square, nothing fails, and all logits are"
         " wrong at their own size; the three gradients come back transposed as well.",
         ("TorchLean's import of PyTorch weights (DEV-5 in `docs/deviations.md`)",

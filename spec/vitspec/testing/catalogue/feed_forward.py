@@ -33,7 +33,7 @@ FEED_FORWARD = (
     Deviation(
         "feed-forward-weight-transposed", "forward", at.FFN,
         "matmul(x, ffn.w1)", f"matmul(x, {_READ_W1})",
-        "the buffer of W1, stored (in, out), is read as (out, in)",
+        "the buffer of W1, stored (out, in), is read as (in, out)",
         "Logits are wrong at their own size. With hidden_dim = embed_dim the weight is square, and"
         " a loader that goes by shapes sees nothing.",
         ("TorchLean's import of PyTorch weights (DEV-5 in `docs/deviations.md`)",

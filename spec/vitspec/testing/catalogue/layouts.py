@@ -88,7 +88,7 @@ LAYOUTS = (
     Deviation(
         "output-weight-transposed", "forward", at.MHA,
         "matmul(concat, mha.wo)", f"matmul(concat, {_READ_WO})",
-        "the buffer of Wo, stored (in, out), is read as (out, in)",
+        "the buffer of Wo, stored (out, in), is read as (in, out)",
         "If the heads fill the embedding the weight is square, nothing fails, and all logits are"
         " wrong at their own size.",
         ("TorchLean's import of PyTorch weights (DEV-5 in `docs/deviations.md`)",),
@@ -106,7 +106,7 @@ LAYOUTS = (
     Deviation(
         "feed-forward-second-weight-transposed", "forward", at.FFN,
         "matmul(activated, ffn.w2)", "matmul(activated, ffn.w2.T.reshape(ffn.w2.shape))",
-        "the buffer of W2, stored (in, out), is read as (out, in)",
+        "the buffer of W2, stored (out, in), is read as (in, out)",
         "As `feed-forward-weight-transposed`, of the second weight.",
         ("TorchLean's import of PyTorch weights (DEV-5 in `docs/deviations.md`)",),
         practical=Form(at.MLP, "mlp.w2, mlp.b2", "mlp.w2.T.reshape(mlp.w2.shape), mlp.b2"),
